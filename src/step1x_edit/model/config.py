@@ -1,0 +1,77 @@
+"""Sizes of the networks, as data: the released ones and tiny ones for tests.
+
+Each is a dict of keyword arguments of `Step1XEditTransformer2DModel` or of diffusers'
+`AutoencoderKL`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RELEASED_TRANSFORMER: dict[str, Any] = {
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "timestep_in_dim": 256,
+    "vector_in_dim": 768,
+    "connector_in_channels": 3584,
+    "connector_hidden_size": 4096,
+    "connector_heads_num": 32,
+    "connector_depth": 2,
+    "axes_dims_rope": (16, 56, 56),
+}
+"""v1.1; v1.0 adds `connector_scale_factor=True`."""
+
+RELEASED_VAE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""FLUX.1's autoencoder, which every release uses."""
+
+
+def tiny_transformer(**changes: Any) -> dict[str, Any]:
+    """Sizes of a transformer that runs in milliseconds, all different where they may differ.
+
+    Args:
+        changes: Sizes to set otherwise.
+    """
+    sizes = {
+        "in_channels": 64,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "timestep_in_dim": 256,
+        "vector_in_dim": 24,
+        "connector_in_channels": 40,
+        "connector_hidden_size": 48,
+        "connector_heads_num": 3,
+        "connector_depth": 1,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    return sizes | changes
+
+
+def tiny_vae(**changes: Any) -> dict[str, Any]:
+    """Sizes of an autoencoder that runs in milliseconds, with the released strides and channels.
+
+    Args:
+        changes: Sizes to set otherwise.
+    """
+    small = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return RELEASED_VAE | small | changes
