@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
+from step1x_edit.model.attention import attend_by_matmul, prefers_matmul
+
 TIMESTEP_FACTOR = 1000.0
 """Networks see timesteps on the 0..1000 scale on which diffusion models were first trained."""
 
@@ -104,7 +106,10 @@ class RefinerBlock(nn.Module):
         attn_gate, mlp_gate = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         qkv = self.self_attn_qkv(self.norm1(tokens))
         query, key, value = rearrange(qkv, "b n (k h d) -> k b h n d", k=3, h=self.num_heads)
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if prefers_matmul(query):
+            attended = attend_by_matmul(query, key, value, attention_mask)
+        else:
+            attended = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         attended = self.self_attn_proj(rearrange(attended, "b h n d -> b n (h d)"))
         tokens = torch.addcmul(tokens, attn_gate, attended)
         return torch.addcmul(tokens, mlp_gate, self.mlp(self.norm2(tokens)))

@@ -8,7 +8,8 @@ parallel layouts are put on from outside.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,12 +21,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from step1x_edit.model.attention import rotary_table
 from step1x_edit.model.blocks import (
     AdaLayerNormOut,
     Step1XEditSingleTransformerBlock,
     Step1XEditTransformerBlock,
     VectorEmbedder,
-    rotary_table,
 )
 from step1x_edit.model.connector import Connector, sinusoid
 from step1x_edit.model.guidance import ModelVersion
@@ -58,6 +59,7 @@ class Step1XEditTransformer2DModel(
     """
 
     _supports_gradient_checkpointing = True
+    _gradient_checkpointing_func: Callable[..., Any] | None = None
     _no_split_modules: ClassVar[list[str]] = [
         "Step1XEditTransformerBlock",
         "Step1XEditSingleTransformerBlock",
