@@ -1,0 +1,63 @@
+"""From a seed to triplets: the stream that training and evaluation read.
+
+A triplet is a pure function of (seed, category, size), so any number of workers make the same set.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.backgrounds import Pixels
+from step1x_edit.datagen.captions import phrase
+from step1x_edit.datagen.operators import OPERATORS
+from step1x_edit.datagen.records import Triplet
+from step1x_edit.datagen.scene import describe, render
+
+DEFAULT_SHARES: Mapping[str, float] = {
+    "tone": 0.2, "colour": 0.2, "removal": 0.15, "background": 0.15, "addition": 0.3,
+}  # fmt: skip
+HELD_OUT_SEED = 2**40
+"""Seeds from here on are never trained on."""
+
+
+def make_triplet(
+    seed: int, category: str, atlas: Atlas, width: int = 128, height: int = 128
+) -> Triplet:
+    """The triplet of a seed.
+
+    Args:
+        seed: Non-negative; equal seeds give equal triplets.
+        category: Key of `operators.OPERATORS`.
+        atlas: The art.
+        width: Picture width in pixels.
+        height: Picture height in pixels.
+    """
+    rng = np.random.default_rng([seed, width, height])
+    while True:
+        edit = OPERATORS[category](rng, atlas, width, height)
+        before = _to_bytes(render(edit.before, atlas))
+        after = render(edit.after, atlas)
+        after = _to_bytes(edit.finish(after) if edit.finish else after)
+        mask = (before != after).any(-1)
+        if (
+            mask.mean() >= 0.005
+        ):  # an object wholly hidden behind another, or a tone that changes nothing: draw again
+            break
+    named = edit.after.background_name is not None and edit.finish is None
+    captions = (
+        {language: describe(edit.after, language) for language in ("en", "zh")} if named else {}
+    )
+    return Triplet(
+        category, before, after, mask, phrase(rng, edit.phrasing, edit.words), captions, seed
+    )
+
+
+def sample_category(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+    """Draw a category by its share."""
+    weights = np.asarray(list(shares.values()))
+    return str(rng.choice(list(shares), p=weights / weights.sum()))
+
+
+def _to_bytes(picture: Pixels) -> np.ndarray:
+    return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,203 @@
+"""The scene graph: a background and placed objects, rendered to exact pixels.
+
+Source and target of a triplet are two renderings of almost the same graph, so they agree bit for bit wherever nothing
+was changed, shadows and occlusion included. Operators change the graph; `render` draws it.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.backgrounds import NAMED, Pixels, sample
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
+
+CANONICAL_SIZE = 0.42
+CANONICAL_HEIGHT = 0.62
+TINTED_SHARE = 0.35
+SHADOW_OPACITY = 0.38
+
+
+@dataclass(frozen=True)
+class PlacedObject:
+    """One object of a scene."""
+
+    name: str
+    """Key of `vocabulary.OBJECTS`."""
+    x: float
+    """Centre, as a fraction of the picture's width."""
+    y: float
+    """Centre, as a fraction of the picture's height."""
+    size: float
+    """Longer side, as a fraction of the picture's shorter side."""
+    colour: str | None = None
+    """Key of `vocabulary.COLOURS`; None leaves the drawing's own colours."""
+    position: str = "middle"
+    """Key of `vocabulary.POSITIONS`: where a person would say that it stands."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows. `background` has the picture's size."""
+
+    background: Pixels
+    background_name: str | None
+    objects: tuple[PlacedObject, ...]
+
+    def without(self, index: int) -> "Scene":
+        """The same scene with one object gone."""
+        return replace(self, objects=self.objects[:index] + self.objects[index + 1 :])
+
+    def with_object(self, index: int, **changes: object) -> "Scene":
+        """The same scene with one object's fields changed."""
+        changed = replace(self.objects[index], **changes)  # pyright: ignore[reportArgumentType] - forwarded field names
+        return replace(self, objects=(*self.objects[:index], changed, *self.objects[index + 1 :]))
+
+
+def canonical(name: str, position: str, colour: str | None = None) -> PlacedObject:
+    """Where an added object stands, so that its place and size follow from the instruction."""
+    return PlacedObject(
+        name, POSITIONS[position][1], CANONICAL_HEIGHT, CANONICAL_SIZE, colour, position
+    )
+
+
+def sample_scene(
+    rng: np.random.Generator, atlas: Atlas, width: int, height: int, num_objects: int | None = None
+) -> Scene:
+    """A random scene of 1 to 3 different objects (or `num_objects`, 0 to 3), each at another position."""
+    background, background_name = sample(rng, atlas, width, height)
+    count = int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])) if num_objects is None else num_objects
+    names = rng.choice(list(OBJECTS), size=count, replace=False)
+    positions = rng.permutation(list(POSITIONS))[:count]
+    placed = []
+    for name, position in zip(names, positions, strict=True):
+        spot = canonical(str(name), str(position), _maybe_colour(rng))
+        if rng.random() < 0.7:
+            spot = replace(
+                spot,
+                x=spot.x + rng.uniform(-0.05, 0.05),
+                y=spot.y + rng.uniform(-0.16, 0.10),
+                size=float(rng.uniform(0.32, 0.50)),
+            )
+        placed.append(spot)
+    return Scene(background, background_name, tuple(placed))
+
+
+def _maybe_colour(rng: np.random.Generator) -> str | None:
+    return str(rng.choice(list(COLOURS))) if rng.random() < TINTED_SHARE else None
+
+
+def render(scene: Scene, atlas: Atlas) -> Pixels:
+    """Draw the scene back to front: each object's soft contact shadow, then the object.
+
+    Returns:
+        sRGB in [0, 1] of the background's size.
+    """
+    picture = scene.background.copy()
+    height, width = picture.shape[:2]
+    for placed in scene.objects:
+        sprite = atlas.sprite(placed.name, round(placed.size * min(width, height)))
+        if placed.colour is not None:
+            sprite = tint(sprite, COLOURS[placed.colour].rgb)
+        rows, columns = sprite.shape[:2]
+        top, left = round(placed.y * height - rows / 2), round(placed.x * width - columns / 2)
+        _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
+        _composite(picture, sprite, top, left)
+    return picture
+
+
+def coverage(scene: Scene, atlas: Atlas, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """Where objects (not their shadows) hide the background; `size` is (height, width)."""
+    blank = replace(scene, background=np.zeros((*size, 3), np.float32))
+    alpha = np.zeros(size, np.float32)
+    for placed in blank.objects:
+        sprite = atlas.sprite(placed.name, round(placed.size * min(size)))
+        rows, columns = sprite.shape[:2]
+        top, left = round(placed.y * size[0] - rows / 2), round(placed.x * size[1] - columns / 2)
+        part, (r, c) = _clip(sprite, top, left, size)
+        view = alpha[r : r + part.shape[0], c : c + part.shape[1]]
+        np.maximum(view, part[..., 3], out=view)
+    return alpha > 0
+
+
+def tint(
+    sprite: Float[np.ndarray, "h w 4"], rgb: tuple[float, float, float]
+) -> Float[np.ndarray, "h w 4"]:
+    """Repaint a drawing in one colour: its normalised lightness runs from black over `rgb` to white."""
+    light = sprite[..., :3] @ np.float32([0.299, 0.587, 0.114])
+    opaque = light[sprite[..., 3] > 0.5]
+    low, high = (
+        (np.quantile(opaque, 0.02), np.quantile(opaque, 0.98)) if opaque.size else (0.0, 1.0)
+    )
+    lightness = ((light - low) / max(float(high - low), 0.05)).clip(0, 1)[..., None]
+    colour = np.float32(rgb)
+    shade = colour * (0.35 + 0.65 * (lightness / 0.7).clip(0, 1))
+    shine = shade + (1 - shade) * 0.55 * ((lightness - 0.7) / 0.3).clip(0, 1)
+    return np.concatenate([shine, sprite[..., 3:]], -1).astype(np.float32)
+
+
+def _composite(picture: Pixels, sprite: Float[np.ndarray, "h w 4"], top: int, left: int) -> None:
+    part, (row, column) = _clip(sprite, top, left, picture.shape[:2])
+    view = picture[row : row + part.shape[0], column : column + part.shape[1]]
+    view += part[..., 3:] * (part[..., :3] - view)
+
+
+def _clip(
+    sprite: np.ndarray, top: int, left: int, size: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part of a sprite that lies inside a picture of `size`, and where it begins there."""
+    row, column = max(top, 0), max(left, 0)
+    return sprite[row - top : max(size[0] - top, 0), column - left : max(size[1] - left, 0)], (
+        row,
+        column,
+    )
+
+
+def _cast_shadow(picture: Pixels, x: float, y: float, radius: float) -> None:
+    """Darken a flat ellipse with a smooth rim around the foot of an object."""
+    height, width = picture.shape[:2]
+    flat = radius * 0.22
+    top, bottom = max(int(y - flat), 0), min(int(y + flat) + 1, height)
+    left, right = max(int(x - radius), 0), min(int(x + radius) + 1, width)
+    if top >= bottom or left >= right:
+        return
+    rows, columns = np.ogrid[top:bottom, left:right]
+    distance = ((columns - x) / radius) ** 2 + ((rows - y) / flat) ** 2
+    picture[top:bottom, left:right] *= (1 - SHADOW_OPACITY * (1 - distance).clip(0, 1))[
+        ..., None
+    ].astype(np.float32)
+
+
+def dilate(
+    mask: Bool[np.ndarray, "height width"], radius_px: int
+) -> Bool[np.ndarray, "height width"]:
+    """Grow a mask by `radius_px`."""
+    return ndimage.binary_dilation(mask, iterations=radius_px) if radius_px else mask
+
+
+def describe(scene: Scene, language: str) -> str:
+    """A caption of the scene: objects with colour and place, then the background when it has a name."""
+    parts = []
+    for placed in scene.objects:
+        if language == "zh":
+            colour = f"{COLOURS[placed.colour].zh}的" if placed.colour else ""
+            parts.append(f"{POSITIONS[placed.position][0]}有一个{colour}{OBJECTS[placed.name].zh}")
+        else:
+            noun = f"{placed.colour} {placed.name}" if placed.colour else placed.name
+            where = "in the middle" if placed.position == "middle" else f"on the {placed.position}"
+            parts.append(f"{article(noun)} {noun} {where}")
+    if scene.background_name is not None:
+        zh = language == "zh"
+        parts.append(
+            f"背景是{NAMED[scene.background_name].zh}"
+            if zh
+            else f"background {scene.background_name}"
+        )
+    return ("，" if language == "zh" else ", ").join(parts)
+
+
+def article(noun: str) -> str:
+    """The English indefinite article that goes before `noun`."""
+    return "an" if noun[0] in "aeiou" else "a"

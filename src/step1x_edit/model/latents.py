@@ -1,0 +1,67 @@
+"""Between pictures and picture tokens: the autoencoder's scale and the 2×2 packing.
+
+Serves any diffusers autoencoder with a spatial factor of 8: `AutoencoderKL` (the released models; the posterior's mean
+is taken, so results repeat) and deterministic ones such as `AutoencoderDC` (the mini). Called by pipeline and trainer.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+PIXELS_PER_TOKEN = 16
+"""Side of the square of pixels behind one token: 8 of the autoencoder times 2 of the packing."""
+
+
+def encode_pictures(
+    vae: Any, pictures: Float[Tensor, "batch 3 height width"]
+) -> Float[Tensor, "batch tokens channels"]:
+    """Pictures in [-1, 1] → scaled latents, packed into tokens.
+
+    Args:
+        vae: A diffusers autoencoder.
+        pictures: Sides are multiples of 16 pixels.
+    """
+    encoded = vae.encode(pictures)
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return pack((latents - shift) * vae.config.scaling_factor)
+
+
+def decode_tokens(
+    vae: Any, tokens: Float[Tensor, "batch tokens channels"], height: int, width: int
+) -> Float[Tensor, "batch 3 height width"]:
+    """Tokens of pictures of `height` × `width` pixels → pictures, about [-1, 1], in the autoencoder's dtype."""
+    latents = unpack(tokens, height // PIXELS_PER_TOKEN).to(vae.dtype)
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    pictures = vae.decode(latents / vae.config.scaling_factor + shift).sample
+    assert pictures.shape[-2:] == (height, width)
+    return pictures
+
+
+def pack(
+    latents: Float[Tensor, "batch channels rows columns"],
+) -> Float[Tensor, "batch tokens packed"]:
+    """2×2 latent pixels into one token, as FLUX does."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpack(
+    tokens: Float[Tensor, "batch tokens packed"], rows: int
+) -> Float[Tensor, "batch channels height width"]:
+    """The inverse of `pack`; `rows` counts token rows."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=2, q=2)
+
+
+def draw_noise(
+    shape: tuple[int, ...], generator: torch.Generator | None
+) -> Float[Tensor, "batch tokens packed"]:
+    """Unit noise of latents of `shape`, packed, drawn on the CPU in float32: no device or dtype changes it.
+
+    Args:
+        shape: (batch, channels, rows, columns).
+        generator: A CPU generator; None takes torch's own.
+    """
+    return pack(torch.randn(shape, generator=generator))

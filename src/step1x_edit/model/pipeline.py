@@ -1,0 +1,420 @@
+"""`Step1XEditPipeline`: the whole edit in six numbered stages, in diffusers' conventions.
+
+Picture and instruction go in, the edited picture comes out at the model's size. `Editor` puts it back into the user's
+picture; people who know diffusers can call the pipeline itself.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from step1x_edit.errors import InvalidRequest
+from step1x_edit.images import fit_size
+from step1x_edit.model.guidance import (
+    euler_sample,
+    guided_velocity,
+    is_guided,
+    prepare_ids,
+    schedule,
+)
+from step1x_edit.model.instruction import (
+    RELEASE_V1,
+    InstructionConfig,
+    InstructionEncoder,
+    InstructionFeatures,
+)
+from step1x_edit.model.instruction_config import CONFIG_NAME
+from step1x_edit.model.latents import PIXELS_PER_TOKEN, decode_tokens, draw_noise, encode_pictures
+from step1x_edit.model.processor import PictureProcessor
+from step1x_edit.model.transformer import Step1XEditTransformer2DModel
+
+OWN_CLASSES = {
+    "transformer": ["step1x_edit.model.transformer", "Step1XEditTransformer2DModel"],
+    "processor": ["step1x_edit.model.processor", "PictureProcessor"],
+}
+"""Components whose published library names no class that loads here."""
+
+StepCallback = Callable[
+    ["Step1XEditPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None
+]
+
+
+@dataclass
+class Step1XEditOutput(BaseOutput):
+    """What a call gives back, in the order of the inputs; each input's several results stand together."""
+
+    images: Any
+    """PIL pictures, or an array or tensor, as `output_type` says."""
+    references: Any = None
+    """Each input as the autoencoder renders it, where it was asked for."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One picture to make."""
+
+    image: Image.Image | None
+    prompt: str
+    negative_prompt: str
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    noise: Float[Tensor, "1 tokens channels"]
+
+
+class Step1XEditPipeline(DiffusionPipeline):
+    """Edits pictures by instruction, or draws them from a description.
+
+    Args:
+        processor: Tokenizer, picture preprocessing and chat template.
+        scheduler: Kept for the folder layout; the time steps are `guidance.schedule`, which it equals.
+        text_encoder: The multimodal language model that reads picture and instruction.
+        transformer: The diffusion transformer with its connector.
+        vae: A diffusers autoencoder, 8× smaller.
+        instruction: How this checkpoint wants its instructions; that of the v1 releases by default.
+        num_inference_steps: Steps where a call names none.
+        guidance_scale: Guidance where a call names none.
+        size_level: Size level in pixels where a call names none.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        processor: PictureProcessor,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        text_encoder: Any,
+        transformer: Step1XEditTransformer2DModel,
+        vae: Any,
+        instruction: InstructionConfig = RELEASE_V1,
+        num_inference_steps: int = 28,
+        guidance_scale: float = 6.0,
+        size_level: int = 512,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            processor=processor,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            vae=vae,
+        )
+        self.register_to_config(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            size_level=size_level,
+        )
+        self.instruction = instruction
+        self.image_processor = VaeImageProcessor(vae_scale_factor=PIXELS_PER_TOKEN)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> "Step1XEditPipeline":
+        """Load a diffusers-layout folder or hub repository, published or ours.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or name on the hub.
+            kwargs: As of `DiffusionPipeline.from_pretrained`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            download = {
+                k: v
+                for k, v in kwargs.items()
+                if k in ("cache_dir", "revision", "token", "local_files_only")
+            }
+            folder = Path(cls.download(pretrained_model_name_or_path, **download))
+        if "instruction" not in kwargs and (folder / CONFIG_NAME).exists():
+            kwargs["instruction"] = InstructionConfig.load(folder)
+        return cast("Step1XEditPipeline", super().from_pretrained(folder, **kwargs))
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - the tuple forms are not used by pipelines
+        """The ``model_index.json``, with the components that other libraries cannot load pointed to ours."""
+        config = cast("dict[str, Any]", super().load_config(*args, **kwargs))
+        return config | {name: OWN_CLASSES[name] for name in OWN_CLASSES if name in config}
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - same call
+        """Write the diffusers-layout folder, ``instruction.json`` beside ``model_index.json``."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.instruction.save(save_directory)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image | Sequence[Image.Image] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int | None = None,
+        size_level: int | None = None,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Float[Tensor, "batch tokens channels"] | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        return_references: bool = False,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> Step1XEditOutput | tuple[Any, ...]:
+        """Edit `image` as `prompt` says; without `image`, draw `prompt`.
+
+        Args:
+            image: One picture or several; None draws from the text alone.
+            prompt: One instruction for all pictures, or one each.
+            negative_prompt: What guidance leads away from.
+            num_inference_steps: Euler steps, at least 1; None: the model's own number.
+            size_level: The model works on about `size_level`² pixels of the picture's shape; None: the model's own.
+            guidance_scale: Strength of the instruction; -1 is none, at half the cost; None: the model's own.
+            true_cfg_scale: Another name of `guidance_scale`.
+            height: Height in pixels, a multiple of 16; only without `image`, or to overrule the size rule.
+            width: Width in pixels, likewise.
+            num_images_per_prompt: Results for each input.
+            generator: CPU generator of the noise, or one per result.
+            latents: The noise itself, packed, one row per result, instead of `generator`.
+            output_type: Form of the pictures; "latent" gives the packed tokens, one tensor per result.
+            return_dict: False gives a tuple.
+            return_references: Also give each input as the autoencoder renders it (the measure of what changed).
+            callback_on_step_end: Called with the pipeline, the step, the time and ``{"latents": …}``; may give back
+                latents to go on with.
+
+        Returns:
+            The results, at the model's size.
+
+        Raises:
+            InvalidRequest: An argument is out of range or does not fit the others.
+        """
+        # 1. Check the request and fill in the model's own settings.
+        num_steps = num_inference_steps or self.config["num_inference_steps"]
+        guidance = _one_guidance(guidance_scale, true_cfg_scale, self.config["guidance_scale"])
+        if num_steps < 1 or num_images_per_prompt < 1:
+            raise InvalidRequest(
+                f"{num_steps} steps for {num_images_per_prompt} pictures: both must be at least 1"
+            )
+        images, prompts, negatives = _broadcast(image, prompt, negative_prompt)
+
+        # 2. One row per result: its picture at the model's size, and its noise.
+        rows = []
+        for i, picture in enumerate(images):
+            size = self._size_of(picture, height, width, size_level)
+            small = (
+                None
+                if picture is None
+                else picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            )
+            for _ in range(num_images_per_prompt):
+                noise = self._noise(
+                    size, len(rows), len(images) * num_images_per_prompt, generator, latents
+                )
+                rows.append(_Row(small, prompts[i], negatives[i], size, noise))
+
+        # 3. to 5. Rows of one size and kind go through the networks together.
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, row in enumerate(rows):
+            groups[row.size, row.image is None].append(i)
+        made: dict[int, Tensor] = {}
+        references: dict[int, Tensor] = {}
+        for indices in groups.values():
+            group = [rows[i] for i in indices]
+            reference = self._encode_references(group)
+            features = self._encode_instructions(group, is_guided(guidance))
+            tokens = self._denoise(
+                group, features, reference, num_steps, guidance, callback_on_step_end
+            )
+            made |= dict(zip(indices, tokens, strict=True))
+            if reference is not None:
+                references |= dict(zip(indices, reference, strict=True))
+
+        # 6. Decode in float32.
+        self.maybe_free_model_hooks()
+        results = self._decode([made[i] for i in range(len(rows))], rows, output_type)
+        rendered = None
+        if return_references and references:
+            rendered = self._decode([references[i] for i in range(len(rows))], rows, output_type)
+        return Step1XEditOutput(results, rendered) if return_dict else (results, rendered)
+
+    def _size_of(
+        self,
+        image: Image.Image | None,
+        height: int | None,
+        width: int | None,
+        size_level: int | None,
+    ) -> tuple[int, int]:
+        """Width and height of a result in pixels."""
+        level = size_level or self.config["size_level"]
+        size = fit_size(*image.size, level) if image is not None else (level, level)
+        size = (width or size[0], height or size[1])
+        if any(side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN for side in size):
+            raise InvalidRequest(
+                f"width and height {size[0]} × {size[1]}: each must be a multiple of {PIXELS_PER_TOKEN} pixels"
+            )
+        return size
+
+    def _noise(
+        self,
+        size: tuple[int, int],
+        index: int,
+        num_rows: int,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        latents: Tensor | None,
+    ) -> Tensor:
+        """Noise of row `index` (1, N, C), the same whatever else is in the batch."""
+        if latents is not None:
+            return latents[index : index + 1].float()
+        several = isinstance(generator, Sequence)
+        if several and len(generator) != num_rows:
+            raise InvalidRequest(
+                f"{len(generator)} generators for {num_rows} results: give one, or one for each"
+            )
+        chosen = generator[index] if several else generator
+        channels = self.transformer.config["in_channels"] // 4
+        shape = (1, channels, size[1] // 8, size[0] // 8)
+        return draw_noise(shape, cast("torch.Generator | None", chosen))
+
+    def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
+        """3. Source pictures → reference tokens; None for text to image."""
+        pictures = [row.image for row in rows if row.image is not None]
+        if not pictures:
+            return None
+        pixels = self.image_processor.preprocess(cast("Any", pictures)).to(self._execution_device)
+        with _in_float32(self.vae):
+            return encode_pictures(self.vae, pixels)
+
+    def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
+        """4. Pictures and instructions → features; the negative rows follow the positive ones."""
+        encoder = InstructionEncoder(self.text_encoder, self.processor, self.instruction)
+        images = [row.image for row in rows]
+        prompts = [row.prompt for row in rows]
+        if guided:
+            images, prompts = images * 2, prompts + [row.negative_prompt for row in rows]
+        return encoder.encode(encoder.tokenize(images, prompts))
+
+    def _denoise(
+        self,
+        rows: list[_Row],
+        features: InstructionFeatures,
+        reference: Tensor | None,
+        num_steps: int,
+        guidance: float,
+        callback: StepCallback | None,
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """5. Noise → tokens of the result, step by step."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        noise = torch.cat([row.noise for row in rows]).to(device)
+        width, height = rows[0].size
+        grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
+        img_ids, txt_ids = prepare_ids(
+            features.features.shape[1],
+            grid,
+            None if reference is None else grid,
+            self.transformer.version,
+            device,
+        )
+        repeats = 2 if is_guided(guidance) else 1
+
+        def velocity(tokens: Tensor, time: float) -> Tensor:
+            inputs = tokens if reference is None else torch.cat([tokens, reference], 1)
+            answer = self.transformer(
+                hidden_states=inputs.to(dtype).repeat(repeats, 1, 1),
+                encoder_hidden_states=features.features.to(dtype),
+                prompt_embeds_mask=features.mask,
+                timestep=torch.full((len(inputs) * repeats,), time, device=device),
+                img_ids=img_ids,
+                txt_ids=txt_ids,
+                return_dict=False,
+            )[0][:, : tokens.shape[1]].float()
+            return guided_velocity(*answer.chunk(2), guidance, time) if repeats == 2 else answer
+
+        with self.progress_bar(total=num_steps) as bar:
+
+            def on_step(step: int, time: float, tokens: Tensor) -> Tensor | None:
+                bar.update()
+                changed = callback(self, step, time, {"latents": tokens}) if callback else None
+                return (changed or {}).get("latents")
+
+            return euler_sample(velocity, noise, schedule(num_steps, noise.shape[1]), on_step)
+
+    def _decode(self, tokens: list[Tensor], rows: list[_Row], output_type: str) -> Any:
+        """Tokens → pictures of the wanted form. Arrays and tensors are stacked where all have one size."""
+        if output_type == "latent":
+            return tokens
+        pictures = []
+        with _in_float32(self.vae):
+            for row_tokens, row in zip(tokens, rows, strict=True):
+                width, height = row.size
+                pictures.append(
+                    decode_tokens(self.vae, row_tokens[None].float(), height, width).clamp(-1, 1)
+                )
+        finished = [
+            self.image_processor.postprocess(picture, output_type)[0] for picture in pictures
+        ]
+        if output_type == "pt" and len({row.size for row in rows}) == 1:
+            return torch.stack(finished)
+        return finished
+
+
+def _one_guidance(
+    guidance_scale: float | None, true_cfg_scale: float | None, default: float
+) -> float:
+    """The two names of one setting."""
+    if (
+        guidance_scale is not None
+        and true_cfg_scale is not None
+        and guidance_scale != true_cfg_scale
+    ):
+        raise InvalidRequest(
+            f"guidance_scale {guidance_scale} and true_cfg_scale {true_cfg_scale} are one setting: give one of them"
+        )
+    chosen = guidance_scale if guidance_scale is not None else true_cfg_scale
+    return default if chosen is None else chosen
+
+
+def _broadcast(
+    image: Image.Image | Sequence[Image.Image] | None,
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str],
+) -> tuple[list[Image.Image | None], list[str], list[str]]:
+    """Pictures, prompts and negative prompts, one of each per input."""
+    if prompt is None:
+        raise InvalidRequest("no prompt: say what to change, or what to draw")
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+    images = [image] if image is None or isinstance(image, Image.Image) else list(image)
+    count = max(len(images), len(prompts))
+    for name, values in (
+        ("pictures", images),
+        ("prompts", prompts),
+        ("negative prompts", negatives),
+    ):
+        if len(values) not in (1, count):
+            raise InvalidRequest(
+                f"{len(values)} {name} for a batch of {count}: give one, or {count}"
+            )
+    if len(images) < count:
+        images *= count
+    return images, prompts * (count // len(prompts)), negatives * (count // len(negatives))
+
+
+@contextmanager
+def _in_float32(module: nn.Module) -> Any:
+    """Run a module in float32 and give it its precision back."""
+    dtype = next(module.parameters()).dtype
+    module.to(torch.float32)
+    try:
+        yield
+    finally:
+        module.to(dtype)

@@ -1,0 +1,87 @@
+"""The settings of a training run, read from YAML; unknown keys are refused."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from step1x_edit.datagen.pipeline import DEFAULT_SHARES
+from step1x_edit.errors import InvalidRequest
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Settings):
+    """What the data engine draws."""
+
+    seed: int = Field(
+        0, ge=0, description="first seed of the stream; another one is another stream"
+    )
+    sizes: dict[str, float] = Field(
+        {"128x128": 1.0}, description="WIDTHxHEIGHT in pixels → share of the batches"
+    )
+    shares: dict[str, float] = Field(
+        dict(DEFAULT_SHARES), description="edit category → share of the samples"
+    )
+    num_workers: int = Field(1, ge=0, description="processes that draw pictures")
+
+
+class AutoencoderRun(_Settings):
+    """Training of the mini model's autoencoder."""
+
+    kind: Literal["autoencoder"]
+    folder: Path
+    data: DataSettings = DataSettings()
+    seed: int = 0
+    batch_size: int = Field(16, gt=0)
+    num_steps: int = Field(2000, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    decay_share: float = Field(0.4, ge=0, le=1)
+    latent_noise: float = Field(
+        0.1, ge=0, description="largest noise on the latents, in their standard deviations"
+    )
+    bf16: bool = True
+
+
+class EditRun(_Settings):
+    """Training of the mini model's transformer and instruction encoder, from scratch or from earlier weights."""
+
+    kind: Literal["edit"]
+    folder: Path
+    vae: Path = Field(description="folder of the trained autoencoder")
+    processor: Path = Field(description="folder of the tokenizer and picture preprocessing")
+    data: DataSettings = DataSettings()
+    seed: int = 0
+    batch_size: int = Field(32, gt=0)
+    num_steps: int = Field(gt=0)
+    lr: float = Field(1e-3, gt=0)
+    decay_share: float = Field(0.3, ge=0, le=1)
+    time_shift: float = Field(
+        1.6, ge=1, description="pushes training times towards noise; see objective.sample_times"
+    )
+    changed_weight: float = Field(
+        3.0, ge=0, description="extra loss weight of tokens that the edit changes"
+    )
+    instruction_dropout: float = Field(0.1, ge=0, le=1)
+    zh_share: float = Field(0.4, ge=0, le=1, description="share of Chinese instructions")
+    text_to_image_share: float = Field(0.1, ge=0, le=1)
+    bf16: bool = True
+
+
+Run = Annotated[AutoencoderRun | EditRun, Field(discriminator="kind")]
+
+
+def load(path: Path) -> AutoencoderRun | EditRun:
+    """Read a run's YAML.
+
+    Raises:
+        InvalidRequest: The file cannot be read, or a key or value is wrong.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+        return TypeAdapter(Run).validate_python(settings)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise InvalidRequest(f"{path}: {' '.join(str(error).split())}") from error

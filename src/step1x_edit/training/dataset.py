@@ -1,0 +1,160 @@
+"""Endless batches straight from the data engine's workers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet, sample_category
+from step1x_edit.datagen.records import Triplet
+from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
+from step1x_edit.model.latents import PIXELS_PER_TOKEN
+from step1x_edit.training.config import DataSettings
+
+Collate = Callable[[list[Triplet], np.random.Generator], Any]
+
+
+class TripletBatches(IterableDataset[Any]):
+    """Batches of triplets of one size each, collated in the worker.
+
+    Batch number n is a function of (seed, n) alone: the workers take turns, so their number changes only the speed.
+
+    Args:
+        settings: What to draw.
+        batch_size: Triplets a batch.
+        collate: Makes the batch; runs in the worker.
+        first_batch: Where the stream begins (a resumed run goes on here).
+        held_out: Draw from the seeds that training never sees.
+    """
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        batch_size: int,
+        collate: Collate,
+        *,
+        first_batch: int = 0,
+        held_out: bool = False,
+    ) -> None:
+        self.settings, self.batch_size, self.collate = settings, batch_size, collate
+        self.first_batch, self.held_out = first_batch, held_out
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield collated batches for ever."""
+        worker = get_worker_info()
+        stride, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        torch.set_num_threads(1)
+        atlas = Atlas()
+        sizes = list(self.settings.sizes)
+        weights = np.asarray([self.settings.sizes[size] for size in sizes])
+        number += self.first_batch
+        while True:
+            rng = np.random.default_rng([self.settings.seed, number, int(self.held_out)])
+            width, height = map(int, str(rng.choice(sizes, p=weights / weights.sum())).split("x"))
+            base = HELD_OUT_SEED * self.held_out + (self.settings.seed << 20)
+            seeds = base + number * self.batch_size + np.arange(self.batch_size)
+            triplets = [
+                make_triplet(
+                    int(seed), sample_category(rng, self.settings.shares), atlas, width, height
+                )
+                for seed in seeds
+            ]
+            yield self.collate(triplets, rng)
+            number += stride
+
+
+def batches(stream: TripletBatches) -> Iterator[Any]:
+    """Run a stream in the settings' number of worker processes."""
+    num_workers = stream.settings.num_workers
+    return iter(
+        DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=4 if num_workers else None,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """What one training step of the editor reads; all pictures of one size."""
+
+    source: UInt8[Tensor, "batch height width 3"] | None
+    """None for text to image."""
+    target: UInt8[Tensor, "batch height width 3"]
+    changed: Float[Tensor, "batch tokens"]
+    """Share of each token's pixels that the edit changes; 1 everywhere for text to image."""
+    instructions: InstructionTokens
+
+
+@dataclass(frozen=True)
+class EditCollate:
+    """Triplets → `EditBatch`, in the worker; picklable.
+
+    Attributes:
+        tokenize: Of the model that is trained.
+        dropout: Share of the samples whose instruction is emptied, for classifier-free guidance.
+        zh_share: Share of Chinese instructions.
+        text_to_image_share: Share of the batches that learn to draw the target from its caption alone.
+    """
+
+    tokenize: InstructionTokenizer
+    dropout: float
+    zh_share: float
+    text_to_image_share: float
+
+    def __call__(self, triplets: list[Triplet], rng: np.random.Generator) -> EditBatch:
+        """Collate one batch."""
+        captioned = [t for t in triplets if t.captions]
+        drawing = rng.random() < self.text_to_image_share and len(captioned) > 0
+        chosen = captioned if drawing else triplets
+        words = [self._words(t.captions if drawing else t.instructions, rng) for t in chosen]
+        pictures = [None if drawing else Image.fromarray(t.source) for t in chosen]
+        changed = np.stack([_pool(np.ones_like(t.mask) if drawing else t.mask) for t in chosen])
+        return EditBatch(
+            source=None if drawing else _stack([t.source for t in chosen]),
+            target=_stack([t.target for t in chosen]),
+            changed=torch.from_numpy(changed),
+            instructions=self.tokenize(pictures, words),
+        )
+
+    def _words(self, by_language: dict[str, str], rng: np.random.Generator) -> str:
+        words = by_language["zh" if rng.random() < self.zh_share else "en"]
+        return "" if rng.random() < self.dropout else words
+
+
+def _stack(pictures: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures))
+
+
+def _pool(mask: np.ndarray) -> np.ndarray:
+    """Mean of a mask over each token's square, row by row."""
+    rows, columns = (side // PIXELS_PER_TOKEN for side in mask.shape)
+    squares = mask.reshape(rows, PIXELS_PER_TOKEN, columns, PIXELS_PER_TOKEN).astype(np.float32)
+    return squares.mean((1, 3)).ravel()
+
+
+def picture_batches(
+    settings: DataSettings, batch_size: int, *, held_out: bool = False
+) -> Iterator[Tensor]:
+    """Pictures alone, (batch, 3, height, width) in [-1, 1]: the sources and targets of half as many triplets."""
+    return batches(TripletBatches(settings, batch_size // 2, _pictures, held_out=held_out))
+
+
+def _pictures(triplets: list[Triplet], _: np.random.Generator) -> Tensor:
+    return to_unit(_stack([t.source for t in triplets] + [t.target for t in triplets]))
+
+
+def to_unit(
+    pictures: UInt8[Tensor, "batch height width 3"],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Byte pictures → [-1, 1], channels first."""
+    return pictures.movedim(-1, 1).float().div_(127.5).sub_(1)

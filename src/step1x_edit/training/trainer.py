@@ -1,0 +1,140 @@
+"""Train the mini: transformer, connector and instruction encoder together, from nothing, on the data engine.
+
+What the transformer reads while training is what the pipeline gives it while editing: same tokens, same ids, same
+instruction features; only the noise level is drawn at random.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderDC
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from step1x_edit.model.guidance import prepare_ids
+from step1x_edit.model.instruction import InstructionEncoder
+from step1x_edit.model.latents import PIXELS_PER_TOKEN, encode_pictures
+from step1x_edit.model.processor import PictureProcessor
+from step1x_edit.model.transformer import Step1XEditTransformer2DModel
+from step1x_edit.training.config import EditRun
+from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
+from step1x_edit.training.loop import TrainingRun, run_loop
+from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
+from step1x_edit.training.objective import add_noise, sample_times, velocity_loss
+
+logger = logging.getLogger(__name__)
+
+NOT_ORTHOGONALISED = (
+    "embed",
+    "norm",
+    "mod",
+    "adaLN",
+    "transformer.proj_out",
+    "global_proj",
+    "patch_embed",
+    "lm_head",
+)
+"""Parameters in whose names one of these stands keep AdamW: embeddings, modulations, the ends of the network."""
+
+
+class EditTraining:
+    """The modules of a run and the loss of a batch.
+
+    Args:
+        config: The run's settings.
+    """
+
+    def __init__(self, config: EditRun) -> None:
+        self.config = config
+        torch.manual_seed(config.seed)
+        processor = PictureProcessor.from_pretrained(config.processor)
+        self.transformer: Step1XEditTransformer2DModel = build_transformer()
+        self.encoder = InstructionEncoder(build_text_encoder(processor), processor, INSTRUCTION)
+        self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
+        self.vae.to(memory_format=torch.channels_last)
+        self.trained = nn.ModuleDict(
+            {"transformer": self.transformer, "text_encoder": self.encoder.text_encoder}
+        )
+
+    def loss_of(self, batch: EditBatch) -> tuple[Float[Tensor, ""], int]:
+        """The weighted flow-matching loss of a batch, and its number of samples."""
+        height, width = batch.target.shape[1:3]
+        grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
+            target = self._tokens(batch.target)
+            reference = None if batch.source is None else self._tokens(batch.source)
+            features = self.encoder.encode(batch.instructions)
+            noise = torch.randn_like(target)
+            times = sample_times(len(target), self.config.time_shift)
+            noisy = add_noise(target, noise, times)
+            img_ids, txt_ids = prepare_ids(
+                features.features.shape[1],
+                grid,
+                None if reference is None else grid,
+                self.transformer.version,
+            )
+            predicted = self.transformer(
+                hidden_states=noisy if reference is None else torch.cat([noisy, reference], 1),
+                encoder_hidden_states=features.features,
+                prompt_embeds_mask=features.mask,
+                timestep=times,
+                img_ids=img_ids,
+                txt_ids=txt_ids,
+                return_dict=False,
+            )[0][:, : target.shape[1]]
+        weight = 1 + self.config.changed_weight * batch.changed
+        return velocity_loss(predicted, target, noise, weight), len(target)
+
+    @torch.no_grad()
+    def _tokens(self, pictures: Tensor) -> Float[Tensor, "batch tokens channels"]:
+        unit = to_unit(pictures).contiguous(memory_format=torch.channels_last)
+        return encode_pictures(self.vae, unit).float()
+
+    def save(self, folder: Path) -> None:
+        """Write transformer and instruction encoder in the diffusers layout."""
+        self.transformer.save_pretrained(folder / "transformer")
+        self.encoder.text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def build_optimizers(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float
+) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest, one learning rate for both.
+
+    With `match_rms_adamw` (Liu et al. 2025, "Muon is scalable") Muon's updates have AdamW's size.
+    """
+    matrices, rest = [], []
+    for name, parameter in named_parameters:
+        inner = parameter.ndim == 2 and not any(part in name for part in NOT_ORTHOGONALISED)
+        (matrices if inner else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def train(config: EditRun) -> None:
+    """Train, or go on training, and write the averaged weights under ``config.folder / "model"``."""
+    training = EditTraining(config)
+    run = TrainingRun(
+        config.folder,
+        training.trained,
+        build_optimizers(training.trained.named_parameters(), config.lr),
+        config.lr,
+        config.num_steps,
+        decay_share=config.decay_share,
+    )
+    run.restore()
+    logger.info("step %d of %d", run.step, run.num_steps)
+    collate = EditCollate(
+        training.encoder.tokenizer,
+        config.instruction_dropout,
+        config.zh_share,
+        config.text_to_image_share,
+    )
+    stream = TripletBatches(config.data, config.batch_size, collate, first_batch=run.step)
+    run_loop(run, batches(stream), training.loss_of)
+    run.load_ema_into(training.trained)
+    training.save(config.folder / "model")
