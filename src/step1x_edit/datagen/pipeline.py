@@ -19,6 +19,10 @@ DEFAULT_SHARES: Mapping[str, float] = {
 }  # fmt: skip
 HELD_OUT_SEED = 2**40
 """Seeds from here on are never trained on."""
+MIN_CHANGED_SHARE = 0.005
+"""Least share of the pixels that an edit must change."""
+MIN_CHANGE = 14.0
+"""Least root mean square of the change where there is one, of 255."""
 
 
 def make_triplet(
@@ -40,9 +44,8 @@ def make_triplet(
         after = render(edit.after, atlas)
         after = _to_bytes(edit.finish(after) if edit.finish else after)
         mask = (before != after).any(-1)
-        if (
-            mask.mean() >= 0.005
-        ):  # an object wholly hidden behind another, or a tone that changes nothing: draw again
+        # An object wholly hidden behind another, or a tone that changes next to nothing: draw again.
+        if mask.mean() >= MIN_CHANGED_SHARE and _change(before, after, mask) >= MIN_CHANGE:
             break
     named = edit.after.background_name is not None and edit.finish is None
     captions = (
@@ -57,6 +60,11 @@ def sample_category(rng: np.random.Generator, shares: Mapping[str, float]) -> st
     """Draw a category by its share."""
     weights = np.asarray(list(shares.values()))
     return str(rng.choice(list(shares), p=weights / weights.sum()))
+
+
+def _change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
+    difference = after[mask].astype(np.float32) - before[mask]
+    return float(np.sqrt(np.square(difference).mean()))
 
 
 def _to_bytes(picture: Pixels) -> np.ndarray:

@@ -1,0 +1,220 @@
+"""The offline benchmark: held-out triplets of the data engine against their exact targets.
+
+Edit gain is 1 − d(out, target) / d(source, target) inside the pixels that the edit changes, d the
+mean squared error: 1 is the exact target, 0 is no better than doing nothing. Outside them the
+result is compared with what the autoencoder alone makes of the source. Called by
+``step1x bench mini``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from step1x_edit import images
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.operators import OPERATORS
+from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet
+from step1x_edit.datagen.records import Triplet
+from step1x_edit.editor import Editor
+
+FIRST_SEED = HELD_OUT_SEED + 2**30
+"""Where the benchmark's items begin; the trainer's held-out previews stay below it."""
+SUCCESS_GAIN = 0.5
+LEAST_OUTSIDE = 0.02
+"""An item whose picture changes almost everywhere says nothing about the outside."""
+BATCH = 12
+
+
+@dataclass(frozen=True)
+class ItemScore:
+    """The measures of one item; the outside ones are None where there is next to no outside."""
+
+    category: str
+    seed: int
+    language: str
+    instruction: str
+    gain: float
+    psnr_outside: float | None
+    psnr_outside_vae: float | None
+    kept: float | None
+    """Share of the outside pixels that are bit-identical after `images.restore` without a mask."""
+    kept_with_mask: float | None
+    """The same with the edit's mask given."""
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """Means over a category's items, in the order of the printed table."""
+
+    category: str
+    items: int
+    gain: float
+    median_gain: float
+    success: float
+    psnr_outside: float
+    psnr_outside_vae: float
+    kept: float
+    kept_with_mask: float
+
+
+def run(
+    editor: Editor,
+    num_items: int = 60,
+    categories: Sequence[str] = tuple(OPERATORS),
+    *,
+    size: tuple[int, int] = (128, 128),
+    out: Path | None = None,
+    on_item: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> list[CategoryScore]:
+    """Measure a model on held-out items, half of them in Chinese.
+
+    Args:
+        editor: The model.
+        num_items: Items of each category.
+        categories: Keys of `OPERATORS`.
+        size: Width and height of the items in pixels.
+        out: Where to write ``scores.json`` and a contact sheet per category; None writes nothing.
+        on_item: Called with the number of items done.
+        settings: Passed on to the pipeline (``num_inference_steps``, ``guidance_scale`` …).
+    """
+    atlas = Atlas()
+    scores: list[ItemScore] = []
+    for category in categories:
+        rows = []
+        for start in range(0, num_items, BATCH):
+            seeds = range(FIRST_SEED + start, FIRST_SEED + min(start + BATCH, num_items))
+            triplets = [make_triplet(seed, category, atlas, *size) for seed in seeds]
+            for triplet, result, reference in _edit(editor, triplets, settings):
+                scores.append(_score(triplet, result, reference))
+                rows.append((triplet, result, scores[-1]))
+                if on_item is not None:
+                    on_item(len(scores))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            contact_sheet(rows).save(out / f"{category}.png")
+    if out is not None:
+        lines = [asdict(score) for score in scores]
+        (out / "scores.json").write_text(
+            json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
+    return [_mean(category, scores) for category in categories]
+
+
+def _edit(
+    editor: Editor, triplets: list[Triplet], settings: dict[str, Any]
+) -> Iterator[tuple[Triplet, Any, Any]]:
+    output = editor.pipeline(
+        image=[Image.fromarray(t.source) for t in triplets],
+        prompt=[t.instructions[_language(t)] for t in triplets],
+        height=triplets[0].source.shape[0],
+        width=triplets[0].source.shape[1],
+        generator=[torch.Generator().manual_seed(t.seed % 2**32) for t in triplets],
+        output_type="np",
+        return_references=True,
+        **settings,
+    )
+    yield from zip(triplets, output.images, output.references, strict=True)
+
+
+def _language(triplet: Triplet) -> str:
+    return ("en", "zh")[triplet.seed % 2]
+
+
+def _score(triplet: Triplet, result: np.ndarray, reference: np.ndarray) -> ItemScore:
+    source, target = triplet.source / 255, triplet.target / 255
+    inside, outside = triplet.mask, ~triplet.mask
+    gain = 1 - _mse(result, target, inside) / _mse(source, target, inside)
+    psnrs = kept = kept_with_mask = None
+    if outside.mean() >= LEAST_OUTSIDE:
+        psnrs = [-10 * np.log10(_mse(picture, source, outside)) for picture in (result, reference)]
+        picture = images.open_picture(Image.fromarray(triplet.source))
+        kept, kept_with_mask = (
+            float((np.asarray(restored) == triplet.source).all(-1)[outside].mean())
+            for restored in (
+                images.restore(picture, reference, result, keep="auto"),
+                images.restore(
+                    picture,
+                    reference,
+                    result,
+                    keep="auto",
+                    mask=Image.fromarray(np.uint8(255) * inside),
+                ),
+            )
+        )
+    language = _language(triplet)
+    return ItemScore(
+        triplet.category,
+        triplet.seed,
+        language,
+        triplet.instructions[language],
+        float(gain),
+        *(map(float, psnrs) if psnrs else (None, None)),
+        kept,
+        kept_with_mask,
+    )
+
+
+def _mse(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    return float(np.square(a[where] - b[where]).mean())
+
+
+def _mean(category: str, scores: list[ItemScore]) -> CategoryScore:
+    items = [score for score in scores if score.category == category]
+    gains = np.asarray([item.gain for item in items])
+
+    def mean(name: str) -> float:
+        values = [getattr(item, name) for item in items if getattr(item, name) is not None]
+        return float(np.mean(values)) if values else float("nan")
+
+    return CategoryScore(
+        category,
+        len(items),
+        float(gains.mean()),
+        float(np.median(gains)),
+        float((gains >= SUCCESS_GAIN).mean()),
+        *(mean(name) for name in ("psnr_outside", "psnr_outside_vae", "kept", "kept_with_mask")),
+    )
+
+
+def markdown(scores: Sequence[CategoryScore]) -> str:
+    """The table as Markdown."""
+    head = (
+        "| category | items | gain | median gain | success | PSNR outside | of the autoencoder "
+        "| kept | kept, mask given |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
+    rows = (
+        f"| {s.category} | {s.items} | {s.gain:.2f} | {s.median_gain:.2f} | {s.success:.0%} "
+        f"| {s.psnr_outside:.1f} dB | {s.psnr_outside_vae:.1f} dB "
+        f"| {s.kept:.1%} | {s.kept_with_mask:.1%} |"
+        for s in scores
+    )
+    return "\n".join((*head, *rows))
+
+
+def contact_sheet(
+    rows: list[tuple[Triplet, np.ndarray, ItemScore]], columns: int = 4
+) -> Image.Image:
+    """Source, result and target of each item side by side, its instruction and gain below."""
+    height, width = rows[0][0].source.shape[:2]
+    cell_width, cell_height = 3 * width + 8, height + 14
+    sheet = Image.new(
+        "RGB", (columns * cell_width, -(-len(rows) // columns) * cell_height), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    for i, (triplet, result, score) in enumerate(rows):
+        left, top = i % columns * cell_width, i // columns * cell_height
+        pictures = (triplet.source, (result.clip(0, 1) * 255).astype(np.uint8), triplet.target)
+        for j, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (left + j * width, top))
+        draw.text(
+            (left, top + height), f"{score.gain:.2f} {triplet.instructions['en']}", fill="black"
+        )
+    return sheet

@@ -1,0 +1,190 @@
+"""★ Start here: `Editor` turns an `EditRequest` into an `EditResult`.
+
+It finds a model, runs the pipeline, and puts what changed back into the user's own picture. Every
+door (command line, HTTP, web page, nodes, benchmark) calls it and nothing below it.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from step1x_edit import images
+from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
+from step1x_edit.checkpoints.folder import load_components
+from step1x_edit.errors import CheckpointError
+from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.request import EditRequest, EditResult, Provenance, RuntimeConfig
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+
+class Editor:
+    """A loaded model that edits pictures.
+
+    Args:
+        pipeline: The loaded pipeline.
+        model: The name or path that it was loaded by.
+        model_hash: Tells which weights these are; see `fingerprint`.
+    """
+
+    def __init__(self, pipeline: Step1XEditPipeline, model: str, model_hash: str) -> None:
+        self.pipeline = pipeline
+        self.model = model
+        self.model_hash = model_hash
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(cls, model: str = DEFAULT_MODEL, runtime: RuntimeConfig | None = None) -> "Editor":
+        """Load a model.
+
+        Args:
+            model: A name of the catalogue, a diffusers-layout folder, or a hub repository.
+            runtime: Precision, device, threads.
+
+        Raises:
+            InvalidRequest: The model is unknown.
+            CheckpointError: Its files are not what they should be.
+        """
+        runtime = runtime or RuntimeConfig()
+        location = locate(model)
+        folder = Path(location)
+        if not folder.is_dir():
+            folder = _download(location)
+        if runtime.threads:
+            torch.set_num_threads(runtime.threads)
+        device = _device(runtime.device)
+        components = load_components(folder, _dtype(runtime.dtype, device))
+        pipeline = Step1XEditPipeline.from_pretrained(folder, **components)
+        return cls(pipeline.to(device), model, fingerprint(folder))
+
+    def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
+        """Edit a picture, or draw one where the request has none.
+
+        Args:
+            request: What to do.
+            on_progress: Called after each step.
+
+        Raises:
+            InvalidRequest: The picture, the mask or the instruction cannot be used.
+        """
+        started = time.perf_counter()
+        # 1. Read and check everything before any network runs.
+        picture = None
+        mask = None
+        if request.image is not None:
+            picture = images.open_picture(request.image, max_pixels=request.max_pixels)
+            mask = None if request.mask is None else images.open_mask(request.mask, picture)
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        settings = self._settings(request)
+        opened = time.perf_counter()
+
+        # 2. Run the model at its own size.
+        def on_step(_: Any, step: int, *__: Any) -> None:
+            if on_progress is not None:
+                on_progress(step + 1, settings["num_inference_steps"])
+
+        output = self.pipeline(
+            image=None if picture is None else picture.rgb,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_images_per_prompt=request.num_images,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+            return_references=True,
+            callback_on_step_end=on_step,
+            **settings,
+        )
+        ran = time.perf_counter()
+
+        # 3. Put the change back into the picture.
+        results = [np.asarray(result, np.float32) for result in output.images]
+        if picture is None:
+            finished = [_to_pil(result) for result in results]
+        else:
+            reference = np.asarray(output.references[0], np.float32)
+            finished = [
+                images.restore(picture, reference, result, keep=request.keep, mask=mask)
+                for result in results
+            ]
+        height, width = results[0].shape[:2]
+        provenance = Provenance(
+            model=self.model,
+            model_hash=self.model_hash,
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=seed,
+            num_steps=settings["num_inference_steps"],
+            guidance=settings["guidance_scale"],
+            size_level_px=settings["size_level"],
+            keep=request.keep,
+            width=width,
+            height=height,
+            source_sha256=None if picture is None else picture.sha256,
+            source_name=None if picture is None else picture.name,
+        )
+        seconds = {
+            "read": opened - started,
+            "model": ran - opened,
+            "restore": time.perf_counter() - ran,
+        }
+        return EditResult(images=finished, provenance=provenance, seconds=seconds)
+
+    def _settings(self, request: EditRequest) -> dict[str, Any]:
+        """The request's settings under the pipeline's names, the model's own where it has none."""
+        own = self.pipeline.config
+        return {
+            "num_inference_steps": request.num_steps or own["num_inference_steps"],
+            "guidance_scale": own["guidance_scale"]
+            if request.guidance is None
+            else request.guidance,
+            "size_level": request.size_level_px or own["size_level"],
+            "width": request.width,
+            "height": request.height,
+        }
+
+
+def fingerprint(folder: Path) -> str:
+    """Twelve hexadecimal digits that change when a weights file of the folder does.
+
+    Of the files' headers and sizes, which is quick for 40 GB too; the header holds every tensor's
+    name, shape and place.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*/*.safetensors")):
+        digest.update(f"{file.parent.name}/{file.name}:{file.stat().st_size}".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 16))
+    return digest.hexdigest()[:12]
+
+
+def _download(repository: str) -> Path:
+    try:
+        return Path(Step1XEditPipeline.download(repository))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise CheckpointError(
+            f"model {repository!r} cannot be fetched: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _to_pil(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
