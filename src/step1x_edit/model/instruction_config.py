@@ -1,8 +1,8 @@
-"""How a checkpoint wants its instructions: data that lies beside the weights, in `instruction.json`.
+"""How a checkpoint wants its instructions: data beside the weights, in `instruction.json`.
 
-The released models, the later v1p2 and our mini differ in these numbers and in nothing else, so that one
-`InstructionEncoder` serves them all. The prefix of a released model is prose of its release, which is fetched and not
-shipped (`prefix_constant` names it); a model whose prefix is missing refuses to encode.
+Released models and our mini differ in these values and in nothing else, so that one
+`InstructionEncoder` serves them all. The prefix of a released model is prose of its release, which
+is fetched and not shipped (`prefix_constant` names it); without it a model refuses to encode.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from step1x_edit.errors import CheckpointError
 
 CONFIG_NAME = "instruction.json"
-_MERGED_PATCH_AREA = 28 * 28  # one token of Qwen2.5-VL stands for this many pixels
+_TOKEN_AREA = 28 * 28  # pixels that one picture token of Qwen2.5-VL stands for
 
 
 class InstructionConfig(BaseModel):
-    """How picture and instruction become the features of one checkpoint; immutable, extra keys refused.
+    """How picture and instruction become features; immutable, extra keys refused.
 
     Attributes:
-        prefix: text in front of picture and instruction; empty for none, `None` while it still has to be fetched.
-        prefix_constant: name of the official constant that holds the prefix, for a model that does not ship it.
+        prefix: text in front of picture and instruction; empty for none, `None` while it is still
+            to be fetched.
+        prefix_constant: the official constant that holds the prefix, where it is not shipped.
         layout: which comes first after the prefix.
         add_generation_prompt: end the chat with the opening of the assistant's turn.
         add_vision_id: let the chat template number the pictures ("Picture 1: ").
         num_dropped_tokens: leading tokens (the fixed part of the chat) whose features are cut off.
-        max_length: most tokens that may remain after the cut, picture tokens included.
-        pad_to_max_length: zero-pad the features to `max_length`; otherwise to the longest row of the batch.
+        max_length: most tokens that may remain after the cut, with those of the picture.
+        pad_to_max_length: zero-pad features to `max_length`; otherwise to the batch's longest row.
         split_quotes: tokenise quoted text one character at a time.
         apostrophe_quotes: an apostrophe opens a quotation, as in the released models.
         quote_offset: quotes up to this character of the chat text do not count.
-        min_pixels: pictures of a smaller area are enlarged before they are shown to the language model.
+        min_pixels: pictures of a smaller area are enlarged for the language model.
         max_pixels: pictures of a larger area are reduced.
         blank_size_px: side of the black picture that stands in where there is none (text to image).
     """
@@ -66,7 +67,8 @@ class InstructionConfig(BaseModel):
         """Read the configuration of a model folder, or a JSON file.
 
         Raises:
-            CheckpointError: the file is missing, is not JSON, or holds an unknown, missing or impossible value.
+            CheckpointError: the file is missing or not JSON, or a value is unknown, missing or
+                impossible.
         """
         file = Path(path)
         if file.is_dir():
@@ -75,8 +77,8 @@ class InstructionConfig(BaseModel):
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
-                f"{file} cannot be read ({type(error).__name__}): a model folder needs it to encode instructions; "
-                "download the model again, or pass the configuration of its release"
+                f"{file} cannot be read ({type(error).__name__}): download the model again or pass "
+                "the instruction configuration of its release"
             ) from error
         try:
             return cls.model_validate_json(text)
@@ -106,9 +108,9 @@ class InstructionConfig(BaseModel):
         """
         if self.prefix is None:
             raise CheckpointError(
-                f"the instruction prefix {self.prefix_constant!r} of this model is missing (it is text of the official "
-                "release and is not shipped here): fetch it with `step1x models pull`, or pass `--official-source DIR` "
-                "with a checkout of the official repository"
+                f"the instruction prefix {self.prefix_constant!r} of this model is not here (it is "
+                "text of the official release, which is not ours to ship): fetch it with "
+                "`step1x models pull`, or pass `--official-source DIR`, a checkout of the release"
             )
         return self.prefix
 
@@ -119,7 +121,7 @@ RELEASE_V1 = InstructionConfig(
     num_dropped_tokens=217,
     max_length=640,
     quote_offset=155,
-    min_pixels=256 * _MERGED_PATCH_AREA,
-    max_pixels=324 * _MERGED_PATCH_AREA,
+    min_pixels=256 * _TOKEN_AREA,
+    max_pixels=324 * _TOKEN_AREA,
 )
 """Step1X-Edit v1.0 and v1.1 (spec: official-model.md, sections 3.4 to 3.6)."""

@@ -1,6 +1,7 @@
-"""A Qwen2.5-VL of small width: the language model inside our mini checkpoint, and the one that the tests run.
+"""A Qwen2.5-VL of small width: the language model of our mini checkpoint and of the tests.
 
-Same classes as the released text encoder, fewer and narrower layers, and a chat template that costs four tokens.
+Same classes as the released text encoder, narrower and fewer layers, and a chat template that costs
+four tokens.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -24,7 +25,7 @@ SMALL_CHAT_TEMPLATE = (
 
 
 def small_mllm_config(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     hidden_size: int = 256,
     num_layers: int = 2,
@@ -37,8 +38,8 @@ def small_mllm_config(
     """The transformers configuration of a small Qwen2.5-VL for a tokenizer.
 
     Args:
-        tokenizer: gives the vocabulary size and the ids of the special tokens, which have Qwen's names.
-        hidden_size: width of the language model and of the features it gives; a multiple of `4 * num_heads`.
+        tokenizer: gives the vocabulary size and the ids of the special tokens (by Qwen's names).
+        hidden_size: width of the language model and its features; a multiple of `4 * num_heads`.
         num_layers: language layers.
         num_heads: attention heads of a language layer.
         vision_hidden_size: width of the vision tower; a multiple of `4 * vision_heads`.
@@ -61,15 +62,7 @@ def small_mllm_config(
     spatial = (
         pairs * 3 // 8
     )  # time, height and width share the rotary pairs as in the released model: 2 : 3 : 3
-    ids = {
-        name: tokenizer.convert_tokens_to_ids(token)
-        for name, token in (
-            ("image_token_id", IMAGE_PAD),
-            ("video_token_id", VIDEO_PAD),
-            ("vision_start_token_id", VISION_START),
-            ("vision_end_token_id", VISION_END),
-        )
-    }
+    ids = tokenizer.get_added_vocab()
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -96,5 +89,8 @@ def small_mllm_config(
             "fullatt_block_indexes": list(range(vision_depth)),
         },
         tie_word_embeddings=True,
-        **ids,
+        image_token_id=ids[IMAGE_PAD],
+        video_token_id=ids[VIDEO_PAD],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
     )
