@@ -4,7 +4,6 @@ It finds a model, runs the pipeline, and puts what changed back into the user's 
 door (command line, HTTP, web page, nodes, benchmark) calls it and nothing below it.
 """
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from PIL import Image
 
 from step1x_edit import images
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
+from step1x_edit.checkpoints.contents import fingerprint, one_line
 from step1x_edit.checkpoints.folder import load_components
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.pipeline import Step1XEditPipeline
@@ -151,26 +151,12 @@ class Editor:
         }
 
 
-def fingerprint(folder: Path) -> str:
-    """Twelve hexadecimal digits that change when a weights file of the folder does.
-
-    Of the files' headers and sizes, which is quick for 40 GB too; the header holds every tensor's
-    name, shape and place.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*/*.safetensors")):
-        digest.update(f"{file.parent.name}/{file.name}:{file.stat().st_size}".encode())
-        with file.open("rb") as opened:
-            digest.update(opened.read(1 << 16))
-    return digest.hexdigest()[:12]
-
-
 def _download(repository: str) -> Path:
     try:
         return Path(Step1XEditPipeline.download(repository))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise CheckpointError(
-            f"model {repository!r} cannot be fetched: {type(error).__name__}: {error}"
+            f"model {repository!r} cannot be fetched: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 

@@ -1,24 +1,21 @@
 """Load a diffusers-layout folder strictly: no tensor missing, unexpected or of another shape.
 
 diffusers and transformers warn where they should refuse; here what they report becomes a
-`CheckpointError`. Called by `Editor.load` and by ``step1x models show``.
+`CheckpointError`. Called by `Editor.load`.
 """
 
-import json
 from collections.abc import Iterable
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from step1x_edit.checkpoints.contents import one_line, read_index, summarise
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 
 NAMES_SHOWN = 5
-WEIGHT_COMPONENTS = ("transformer", "text_encoder", "vae")
-"""Folders of a model that hold weights."""
 
 
 def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -43,65 +40,6 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """The ``model_index.json`` of one of our model folders.
-
-    Raises:
-        CheckpointError: There is none, or it is another pipeline's.
-    """
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} is no model folder: {path.name} {_reason(error)}"
-        ) from error
-    family = index.get("_class_name")
-    if family != "Step1XEditPipeline":
-        raise CheckpointError(
-            f"{folder} holds a {family}, not a Step1XEditPipeline: give a Step1X-Edit model"
-        )
-    return index
-
-
-class TensorSummary(NamedTuple):
-    """What the weights files of a component hold."""
-
-    tensors: int
-    parameters: int
-    dtypes: tuple[str, ...]
-    bytes: int
-
-
-def summarise(component: Path) -> TensorSummary:
-    """Count a component's tensors from the file headers alone.
-
-    Args:
-        component: Folder of safetensors files.
-
-    Raises:
-        CheckpointError: There is no weights file, or one cannot be read.
-    """
-    files = sorted(component.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(
-            f"{component} holds no safetensors file: the model folder is incomplete"
-        )
-    shapes, dtypes = [], set[str]()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - not a mapping
-                shapes += [part.get_shape() for part in slices]
-                dtypes |= {part.get_dtype() for part in slices}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read ({_reason(error)}): get it again"
-            ) from error
-    num_bytes = sum(file.stat().st_size for file in files)
-    return TensorSummary(len(shapes), sum(map(prod, shapes)), tuple(sorted(dtypes)), num_bytes)
-
-
 def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One component; what the library only reports is an error."""
     summarise(folder)
@@ -119,7 +57,7 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             ),
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {_reason(error)}") from error
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
     problems = [
         f"{len(names)} {kind} ({_first(names)})"
         for kind in ("missing", "unexpected", "mismatched")
@@ -135,11 +73,6 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
 def _first(names: Iterable[Any]) -> str:
     shown = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
     return ", ".join(shown[:NAMES_SHOWN]) + (", …" if len(shown) > NAMES_SHOWN else "")
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] if lines else type(error).__name__
 
 
 def _text_encoder_class() -> Any:

@@ -42,6 +42,13 @@ RELEASED_VAE: dict[str, Any] = {
 }
 """FLUX.1's autoencoder, which every release uses."""
 
+RELEASED_SAMPLING: dict[str, Any] = {
+    "num_inference_steps": 28,
+    "guidance_scale": 6.0,
+    "size_level": 512,
+}
+"""What the v1 releases use where a call names nothing else; the size level in pixels."""
+
 
 def tiny_transformer(**changes: Any) -> dict[str, Any]:
     """Sizes of a transformer that runs in milliseconds, all different where they may differ.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.images import fit_size
+from step1x_edit.model.config import RELEASED_SAMPLING
 from step1x_edit.model.guidance import (
     euler_sample,
     guided_velocity,
@@ -98,9 +99,9 @@ class Step1XEditPipeline(DiffusionPipeline):
         transformer: Step1XEditTransformer2DModel,
         vae: Any,
         instruction: InstructionConfig = RELEASE_V1,
-        num_inference_steps: int = 28,
-        guidance_scale: float = 6.0,
-        size_level: int = 512,
+        num_inference_steps: int = RELEASED_SAMPLING["num_inference_steps"],
+        guidance_scale: float = RELEASED_SAMPLING["guidance_scale"],
+        size_level: int = RELEASED_SAMPLING["size_level"],
     ) -> None:
         super().__init__()
         self.register_modules(
