@@ -65,7 +65,9 @@ class _RotaryRMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's own way to write it
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
         (grad,) = grad_outputs
         heads, weight, table, inverse_rms = ctx.saved_tensors
         normed = heads * inverse_rms  # float32

@@ -9,6 +9,7 @@ parallel layouts are put on from outside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from step1x_edit.errors import CheckpointError
 from step1x_edit.model.attention import rotary_table
 from step1x_edit.model.blocks import (
     AdaLayerNormOut,
@@ -30,6 +33,8 @@ from step1x_edit.model.blocks import (
 )
 from step1x_edit.model.connector import Connector, sinusoid
 from step1x_edit.model.guidance import ModelVersion
+from step1x_edit.model.official_layout import read_into, transformer_rows, write_file
+from step1x_edit.model.official_sizes import transformer_metadata, transformer_sizes
 
 
 class Step1XEditTransformer2DModel(
@@ -139,6 +144,50 @@ class Step1XEditTransformer2DModel(
     def version(self) -> ModelVersion:
         """Release that this network belongs to, told by the connector's scale factor."""
         return "v1.0" if self.config["connector_scale_factor"] else "v1.1"
+
+    @classmethod
+    def from_official(
+        cls, path: str | Path, *, torch_dtype: torch.dtype | None = None, **config: Any
+    ) -> Self:
+        """Load the official single file, v1.0 or v1.1.
+
+        Sizes are read off the file's shapes. At the released width nothing need be given; at
+        another, `axes_dims_rope` and `connector_heads_num`, unless the file's metadata names them.
+
+        Args:
+            path: `step1x-edit-*.safetensors`.
+            torch_dtype: Convert the weights to it; None keeps the file's.
+            config: Arguments of this class that the file does not tell.
+
+        Returns:
+            The model in evaluation mode on the CPU. Tensors are read one by one, so it is never in
+            memory twice.
+
+        Raises:
+            CheckpointError: Not such a file, a size is left open, or a tensor is missing,
+                unexpected or of another shape.
+        """
+        path = Path(path)
+        sizes = transformer_sizes(path, config)
+        try:
+            with torch.device("meta"):
+                model = cls(**sizes)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        read_into(model, transformer_rows(model.state_dict()), path, torch_dtype)
+        return model.eval()
+
+    def to_official(self, path: str | Path) -> None:
+        """Write the official single file; `from_official` of it gives this model back.
+
+        Args:
+            path: Target, replaced when the new file is whole.
+
+        Raises:
+            CheckpointError: The model carries adapters or quantised layers.
+        """
+        metadata = transformer_metadata(self.config, self.version)
+        write_file(self, transformer_rows(self.state_dict()), Path(path), metadata)
 
     def forward(
         self,
