@@ -131,7 +131,7 @@ class Row:
 def transformer_rows(parameter_names: Iterable[str]) -> list[Row]:
     """The table's rows for a transformer with these parameter names.
 
-    Names that the table does not know (the connector's) are the same in both layouts.
+    The connector's names are the same in both layouts.
     """
     names = set(parameter_names)
     rows = []
@@ -144,8 +144,8 @@ def transformer_rows(parameter_names: Iterable[str]) -> list[Row]:
                 )
                 swapped = official.startswith(HALVES_SWAPPED)
                 rows.append(Row(name, tuple(targets), "swap_halves" if swapped else "join"))
-    known = {name for row in rows for name in row.ours}
-    return rows + [Row(name, (name,)) for name in sorted(names - known)]
+    connector = sorted(name for name in names if name.startswith("connector."))
+    return rows + [Row(name, (name,)) for name in connector]
 
 
 def _block_indices(names: set[str], pattern: str) -> list[str]:

@@ -8,7 +8,7 @@ parallel layouts are put on from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,6 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.attention import rotary_table
@@ -94,7 +93,7 @@ class Step1XEditTransformer2DModel(
         connector_heads_num: int = 32,
         connector_depth: int = 2,
         guidance_embeds: bool = False,
-        axes_dims_rope: tuple[int, int, int] = (16, 56, 56),
+        axes_dims_rope: Sequence[int] = (16, 56, 56),
         connector_scale_factor: bool = False,
     ) -> None:
         super().__init__()
@@ -148,7 +147,7 @@ class Step1XEditTransformer2DModel(
     @classmethod
     def from_official(
         cls, path: str | Path, *, torch_dtype: torch.dtype | None = None, **config: Any
-    ) -> Self:
+    ) -> Step1XEditTransformer2DModel:
         """Load the official single file, v1.0 or v1.1.
 
         Sizes are read off the file's shapes. At the released width nothing need be given; at
