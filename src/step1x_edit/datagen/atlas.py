@@ -1,6 +1,7 @@
 """The shipped art of the data engine: sprites of named objects, panoramas, photographs.
 
-`Atlas` reads each file once and hands out float arrays; `atlas_build` makes the files. Called by the scene renderer.
+`Atlas` reads each file once and hands out float arrays; `atlas_build` makes the files. Called by
+the scene renderer.
 """
 
 from functools import lru_cache
@@ -13,8 +14,8 @@ from PIL import Image
 ATLAS_DIR = Path(__file__).parent.parent / "assets" / "atlas"
 
 PANORAMAS = (
-    "apartment", "bridge", "city", "dawn", "esplanade", "forest", "hall", "lab", "lobby", "night", "park", "sky",
-    "studio", "sunrise", "sunset", "venice", "warehouse", "workshop",
+    "apartment", "bridge", "city", "dawn", "esplanade", "forest", "hall", "lab", "lobby", "night",
+    "park", "sky", "studio", "sunrise", "sunset", "venice", "warehouse", "workshop",
 )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Build the atlas of named objects and panoramas from the packages that hold the art.
 
-Run once by whoever changes the atlas; the result is kept in ``assets/atlas`` and read by `atlas.Atlas`:
+Run once by whoever changes the atlas; the result is kept in ``assets/atlas`` and read by
+`atlas.Atlas`:
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 @pmndrs/assets@1.7.0    # unpack each beside the other
     pip install step1x-edit[assets]
     python -m step1x_edit.datagen.atlas_build UNPACKED_DIR
 
-Art: Fluent Emoji 3D (MIT), Poly Haven panoramas (CC0), photographs of scikit-image (CC0 / public domain).
+The art's licences are in ``assets/README.md``.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def build(packages: Path, out: Path = ATLAS_DIR) -> None:
 
 
 def _read_exr_js(path: Path) -> np.ndarray:
-    """The float RGB panorama (h, w, 3) that the package keeps as base64 OpenEXR in a JavaScript file."""
+    """The float RGB panorama (h, w, 3) that the package keeps as base64 OpenEXR in JavaScript."""
     import OpenEXR
 
     match = re.search(r"base64,([A-Za-z0-9+/=]+)", path.read_text())

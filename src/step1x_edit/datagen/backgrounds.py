@@ -1,7 +1,7 @@
 """Backgrounds: views of panoramas, crops of photographs, and procedural ones.
 
-`NAMED` backgrounds look the same whenever they are named (a background change must say what it wants); `sample`
-draws from an unbounded set for the source pictures. Called by `scene`.
+`NAMED` backgrounds look the same whenever they are named (a background change must say what it
+wants); `sample` draws from an unbounded set for the source pictures. Called by `scene`.
 """
 
 from collections.abc import Callable
@@ -96,8 +96,12 @@ def vertical(
     return draw
 
 
+def _rgb(*channels: float) -> Float[np.ndarray, "3"]:
+    return np.asarray(channels, np.float32)
+
+
 def _plain(rgb: tuple[float, float, float]) -> Callable[[Atlas, int, int], Pixels]:
-    return lambda _, width, height: np.broadcast_to(np.float32(rgb), (height, width, 3)).copy()
+    return lambda _, width, height: np.broadcast_to(_rgb(*rgb), (height, width, 3)).copy()
 
 
 def _view(
@@ -146,9 +150,7 @@ def _bricks(_: Atlas, width: int, height: int) -> Pixels:
     row = np.floor(y)
     across = (x / 2 + 0.5 * (row % 2)) % 1
     mortar = (y % 1 < 0.14) | (across < 0.07)
-    return np.where(
-        mortar[..., None], np.float32((0.80, 0.77, 0.72)), np.float32((0.65, 0.27, 0.20))
-    )
+    return np.where(mortar[..., None], _rgb(0.80, 0.77, 0.72), _rgb(0.65, 0.27, 0.20))
 
 
 def _checkerboard(_: Atlas, width: int, height: int) -> Pixels:
@@ -156,8 +158,8 @@ def _checkerboard(_: Atlas, width: int, height: int) -> Pixels:
     x, y = np.meshgrid(np.arange(width) // unit, np.arange(height) // unit)
     return np.where(
         ((x + y) % 2 == 0)[..., None],
-        np.float32((0.92, 0.92, 0.92)),
-        np.float32((0.25, 0.25, 0.28)),
+        _rgb(0.92, 0.92, 0.92),
+        _rgb(0.25, 0.25, 0.28),
     )
 
 
@@ -191,7 +193,8 @@ NAMED: dict[str, NamedBackground] = {
     "a brick wall": NamedBackground("砖墙", _bricks),
     "a checkerboard": NamedBackground("棋盘格", _checkerboard),
 } | {
-    f"a plain {name} wall": NamedBackground(f"纯{entry.zh}的墙", _plain(entry.rgb)) for name, entry in COLOURS.items()
+    f"a plain {name} wall": NamedBackground(f"纯{entry.zh}的墙", _plain(entry.rgb))
+    for name, entry in COLOURS.items()
 }  # fmt: skip
 
 
@@ -237,7 +240,7 @@ def _photograph_crop(
         rng.uniform(0, max(columns - zoom * width, 1)),
     )
     smooth = (
-        ndimage.uniform_filter(photograph, (round(zoom), round(zoom), 1))
+        ndimage.uniform_filter(photograph, (round(zoom), round(zoom), 1))  # pyright: ignore[reportArgumentType] - scipy takes a size per axis
         if zoom >= 1.5
         else photograph
     )

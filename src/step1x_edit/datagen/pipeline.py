@@ -44,7 +44,7 @@ def make_triplet(
         after = render(edit.after, atlas)
         after = _to_bytes(edit.finish(after) if edit.finish else after)
         mask = (before != after).any(-1)
-        # An object wholly hidden behind another, or a tone that changes next to nothing: draw again.
+        # An object wholly hidden, or a tone that changes next to nothing: draw again.
         if mask.mean() >= MIN_CHANGED_SHARE and _change(before, after, mask) >= MIN_CHANGE:
             break
     named = edit.after.background_name is not None and edit.finish is None

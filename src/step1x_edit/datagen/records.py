@@ -19,6 +19,6 @@ class Triplet:
     instructions: dict[str, str]
     """Language (en, zh) → the instruction."""
     captions: dict[str, str]
-    """Language → what the target shows, for text to image; empty where the background has no name."""
+    """Language → what the target shows, for text to image; empty where it cannot be said."""
     seed: int
     """The seed that makes this triplet again."""

@@ -1,7 +1,8 @@
 """The scene graph: a background and placed objects, rendered to exact pixels.
 
-Source and target of a triplet are two renderings of almost the same graph, so they agree bit for bit wherever nothing
-was changed, shadows and occlusion included. Operators change the graph; `render` draws it.
+Source and target of a triplet are two renderings of almost the same graph, so they agree bit for
+bit wherever nothing was changed, shadows and occlusion included. Operators change the graph;
+`render` draws it.
 """
 
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ def canonical(name: str, position: str, colour: str | None = None) -> PlacedObje
 def sample_scene(
     rng: np.random.Generator, atlas: Atlas, width: int, height: int, num_objects: int | None = None
 ) -> Scene:
-    """A random scene of 1 to 3 different objects (or `num_objects`, 0 to 3), each at another position."""
+    """A random scene of 1 to 3 objects (or `num_objects`, 0 to 3), no two alike or in one place."""
     background, background_name = sample(rng, atlas, width, height)
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])) if num_objects is None else num_objects
     names = rng.choice(list(OBJECTS), size=count, replace=False)
@@ -125,14 +126,14 @@ def coverage(scene: Scene, atlas: Atlas, size: tuple[int, int]) -> Bool[np.ndarr
 def tint(
     sprite: Float[np.ndarray, "h w 4"], rgb: tuple[float, float, float]
 ) -> Float[np.ndarray, "h w 4"]:
-    """Repaint a drawing in one colour: its normalised lightness runs from black over `rgb` to white."""
-    light = sprite[..., :3] @ np.float32([0.299, 0.587, 0.114])
+    """Repaint a drawing in one colour: its lightness runs from black over `rgb` to white."""
+    light = sprite[..., :3] @ np.asarray([0.299, 0.587, 0.114], np.float32)
     opaque = light[sprite[..., 3] > 0.5]
     low, high = (
         (np.quantile(opaque, 0.02), np.quantile(opaque, 0.98)) if opaque.size else (0.0, 1.0)
     )
     lightness = ((light - low) / max(float(high - low), 0.05)).clip(0, 1)[..., None]
-    colour = np.float32(rgb)
+    colour = np.asarray(rgb, np.float32)
     shade = colour * (0.35 + 0.65 * (lightness / 0.7).clip(0, 1))
     shine = shade + (1 - shade) * 0.55 * ((lightness - 0.7) / 0.3).clip(0, 1)
     return np.concatenate([shine, sprite[..., 3:]], -1).astype(np.float32)
@@ -178,7 +179,7 @@ def dilate(
 
 
 def describe(scene: Scene, language: str) -> str:
-    """A caption of the scene: objects with colour and place, then the background when it has a name."""
+    """A caption: objects with colour and place, then the background when it has a name."""
     parts = []
     for placed in scene.objects:
         if language == "zh":

@@ -1,6 +1,7 @@
 """The words of the data engine: objects, colours and positions, in English and Chinese.
 
-One table each, read by the scene renderer (which sprite, which RGB), the captions and the tokenizer's training text.
+One table each, read by the scene renderer (which sprite, which RGB), the captions and the
+tokenizer's training text.
 """
 
 from typing import NamedTuple

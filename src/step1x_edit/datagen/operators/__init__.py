@@ -1,7 +1,9 @@
-"""The edit categories, one file each. An operator turns a random generator into a scene, its edit and the wording.
+"""The edit categories, one file each.
 
-To add a category: write ``operators/<name>.py`` with a function of the `Operator` form, enter it in `OPERATORS`, and
-give it its phrasings in `captions`.
+An operator turns a random generator into a scene, its edit and the wording.
+
+To add a category: write ``operators/<name>.py`` with a function of the `Operator` form, enter it in
+`OPERATORS`, and give it its phrasings in `captions`.
 """
 
 from step1x_edit.datagen.operators.addition import addition
