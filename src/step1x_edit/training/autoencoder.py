@@ -1,13 +1,15 @@
 """Train the mini model's autoencoder: a small `AutoencoderDC` that begins as the best linear codec.
 
-Plain convolutions at full resolution are what costs on a CPU and what learns slowly. `AutoencoderDC` (Chen et al. 2024,
-"Deep Compression Autoencoder") moves space into channels first, and its shortcuts are lossless where the channels grow
-fourfold; so the network can be given, before any training, the weights of the linear 8×8×3 → 16 codec of least squared
-error (principal components), and training only has to add what a linear codec lacks.
+Plain convolutions at full resolution are what costs on a CPU and what learns slowly.
+`AutoencoderDC` (Chen et al. 2024, "Deep Compression Autoencoder") moves space into channels first,
+and its shortcuts are lossless where the channels grow fourfold; so the network can be given, before
+any training, the weights of the linear 8×8×3 → 16 codec of least squared error (principal
+components), and training only has to add what a linear codec lacks.
 """
 
 import logging
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderDC
@@ -32,7 +34,7 @@ HEADROOM = 1.1
 
 
 def build_autoencoder() -> AutoencoderDC:
-    """The mini model's autoencoder with its linear paths laid out: 8× smaller, 16 channels, 2.7 M parameters."""
+    """The mini model's autoencoder (8× smaller, 16 channels), its linear paths laid out."""
     model = AutoencoderDC(
         latent_channels=16,
         encoder_block_out_channels=(12, 12, 48, 192),  # pyright: ignore[reportArgumentType]
@@ -44,6 +46,8 @@ def build_autoencoder() -> AutoencoderDC:
         encoder_out_shortcut=False,
         decoder_in_shortcut=False,
     )
+    encoder: Any = model.encoder
+    decoder: Any = model.decoder
     with torch.no_grad():
         for name, module in model.named_modules():
             if name.endswith(".norm"):  # of a residual block: the block begins as the identity
@@ -52,16 +56,16 @@ def build_autoencoder() -> AutoencoderDC:
             elif isinstance(module, DCDownBlock2d | DCUpBlock2d) and module.shortcut:
                 module.conv.weight.zero_()  # the lossless shortcut alone
                 nn.init.zeros_(module.conv.bias)  # pyright: ignore[reportArgumentType] - these have a bias
-        _set_taps(model.encoder.conv_in.conv, torch.eye(3), torch.zeros(3))
-        out = model.decoder.conv_out.conv
+        _set_taps(encoder.conv_in.conv, torch.eye(3), torch.zeros(3))
+        out = decoder.conv_out.conv
         _set_taps(
             out,
             torch.eye(out.out_channels, out.in_channels),
             torch.full((out.out_channels,), -HEADROOM),
         )
-        # The carrier enters behind the last shortcut and leaves at the norm: a large constant in front of a convolution
-        # would make the first steps of training explode.
-        half, norm = model.decoder.up_blocks[1][0].conv, model.decoder.norm_out
+        # The carrier enters behind the last shortcut and leaves at the norm: a large constant in
+        # front of a convolution would make the first steps of training explode.
+        half, norm = decoder.up_blocks[1][0].conv, decoder.norm_out
         half.bias[4 * PIXEL_CHANNELS : 4 * PIXEL_CHANNELS + 4] = CARRIER
         norm.weight.fill_(CARRIER / norm.weight.numel() ** 0.5)
         norm.bias.fill_(HEADROOM)
@@ -81,14 +85,16 @@ def _set_taps(conv: nn.Conv2d, matrix: Tensor, bias: Tensor) -> None:
 def set_linear_codec(model: AutoencoderDC, pictures: Float[Tensor, "batch 3 height width"]) -> None:
     """Give a fresh `build_autoencoder` the principal components of `pictures`' 8×8 patches.
 
-    Each latent channel is divided by the square root of its standard deviation: half-way between keeping pixel errors
-    equal in latent space and whitening, so that fine channels are not lost in the diffusion noise.
+    Each latent channel is divided by the square root of its standard deviation: half-way between
+    keeping pixel errors equal in latent space and whitening, so that fine channels are not lost in
+    the diffusion noise.
 
     Args:
         model: From `build_autoencoder`.
         pictures: In [-1, 1].
     """
-    encoder, decoder = model.encoder, model.decoder
+    encoder: Any = model.encoder
+    decoder: Any = model.decoder
     features = encoder.conv_in(pictures)
     for block in encoder.down_blocks:
         features = block(features)
@@ -116,7 +122,8 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
         The model with its averaged weights and its scaling factor set.
     """
     torch.manual_seed(config.seed)
-    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model = build_autoencoder()
+    nn.Module.to(model, memory_format=torch.channels_last)
     batches = _pictures(config)
     set_linear_codec(model, torch.cat([next(batches) for _ in range(CODEC_BATCHES)]))
     held_out = torch.cat(
@@ -148,7 +155,9 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
     run_loop(run, batches, loss_of)
     run.load_ema_into(trained)
     with torch.no_grad():
-        model.register_to_config(scaling_factor=1 / float(model.encode(held_out).latent.std()))
+        cast("Any", model).register_to_config(
+            scaling_factor=1 / float(model.encode(held_out).latent.std())
+        )
     logger.info("step %d: held-out PSNR %.2f dB", run.step, evaluate(model, held_out))
     model.save_pretrained(config.folder / "vae")
     return model
@@ -157,8 +166,11 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
 @torch.no_grad()
 def evaluate(model: AutoencoderDC, pictures: Tensor) -> float:
     """PSNR in dB of `pictures` after encoding and decoding, float32."""
+    network = cast("Any", model)  # its annotations allow tuples, which it gives only when asked
     return psnr(
-        torch.cat([model.decode(model.encode(part).latent).sample for part in pictures.split(16)]),
+        torch.cat(
+            [network.decode(network.encode(part).latent).sample for part in pictures.split(16)]
+        ),
         pictures,
     )
 

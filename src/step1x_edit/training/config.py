@@ -18,15 +18,15 @@ class DataSettings(_Settings):
     """What the data engine draws."""
 
     seed: int = Field(
-        0, ge=0, description="first seed of the stream; another one is another stream"
+        default=0, ge=0, description="first seed of the stream; another one is another stream"
     )
     sizes: dict[str, float] = Field(
-        {"128x128": 1.0}, description="WIDTHxHEIGHT in pixels → share of the batches"
+        default={"128x128": 1.0}, description="WIDTHxHEIGHT in pixels → share of the batches"
     )
     shares: dict[str, float] = Field(
-        dict(DEFAULT_SHARES), description="edit category → share of the samples"
+        default=dict(DEFAULT_SHARES), description="edit category → share of the samples"
     )
-    num_workers: int = Field(1, ge=0, description="processes that draw pictures")
+    num_workers: int = Field(default=1, ge=0, description="processes that draw pictures")
 
 
 class AutoencoderRun(_Settings):
@@ -36,18 +36,18 @@ class AutoencoderRun(_Settings):
     folder: Path
     data: DataSettings = DataSettings()
     seed: int = 0
-    batch_size: int = Field(16, gt=0)
-    num_steps: int = Field(2000, gt=0)
-    lr: float = Field(1e-3, gt=0)
-    decay_share: float = Field(0.4, ge=0, le=1)
+    batch_size: int = Field(default=16, gt=0)
+    num_steps: int = Field(default=2000, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    decay_share: float = Field(default=0.4, ge=0, le=1)
     latent_noise: float = Field(
-        0.1, ge=0, description="largest noise on the latents, in their standard deviations"
+        default=0.1, ge=0, description="largest noise on the latents, in their standard deviations"
     )
     bf16: bool = True
 
 
 class EditRun(_Settings):
-    """Training of the mini model's transformer and instruction encoder, from scratch or from earlier weights."""
+    """Training of the mini model's transformer and instruction encoder, together."""
 
     kind: Literal["edit"]
     folder: Path
@@ -55,19 +55,19 @@ class EditRun(_Settings):
     processor: Path = Field(description="folder of the tokenizer and picture preprocessing")
     data: DataSettings = DataSettings()
     seed: int = 0
-    batch_size: int = Field(32, gt=0)
+    batch_size: int = Field(default=32, gt=0)
     num_steps: int = Field(gt=0)
-    lr: float = Field(1e-3, gt=0)
-    decay_share: float = Field(0.3, ge=0, le=1)
+    lr: float = Field(default=1e-3, gt=0)
+    decay_share: float = Field(default=0.3, ge=0, le=1)
     time_shift: float = Field(
-        1.6, ge=1, description="pushes training times towards noise; see objective.sample_times"
+        default=1.6, ge=1, description="pushes times towards noise; see objective.sample_times"
     )
     changed_weight: float = Field(
-        3.0, ge=0, description="extra loss weight of tokens that the edit changes"
+        default=3.0, ge=0, description="extra loss weight of tokens that the edit changes"
     )
-    instruction_dropout: float = Field(0.1, ge=0, le=1)
-    zh_share: float = Field(0.4, ge=0, le=1, description="share of Chinese instructions")
-    text_to_image_share: float = Field(0.1, ge=0, le=1)
+    instruction_dropout: float = Field(default=0.1, ge=0, le=1)
+    zh_share: float = Field(default=0.4, ge=0, le=1, description="share of Chinese instructions")
+    text_to_image_share: float = Field(default=0.1, ge=0, le=1)
     bf16: bool = True
 
 

@@ -1,6 +1,7 @@
 """The mini model before training: its sizes, its tokenizer, its folder.
 
-Everything is of the released classes at small width, so what runs with the released weights runs with the mini.
+Everything is of the released classes at small width, so what runs with the released weights runs
+with the mini.
 """
 
 import json
@@ -21,15 +22,15 @@ from step1x_edit.model.small_mllm import SMALL_CHAT_TEMPLATE, small_mllm_config
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 WIDTH = 192
 """Width of the instruction encoder and of the connector."""
 
 EVERYDAY_WORDS = Path(__file__).parent / "everyday_words.txt"
-"""Words of instructions that the data engine does not say yet: known to the tokenizer, so that later
-training needs no new one and a stranger's sentence stays within the length limit."""
+"""Words of instructions that the data engine does not say yet: known to the tokenizer, so that
+later training needs no new one and a stranger's sentence stays within the length limit."""
 
 TRANSFORMER: dict[str, Any] = {
     "num_layers": 1,
@@ -55,7 +56,7 @@ INSTRUCTION = InstructionConfig(
     max_pixels=56 * 56,
     blank_size_px=128,
 )
-"""One dropped token (the chat's start), two by two picture tokens, 33 tokens for the instruction."""
+"""One dropped token (the chat's start), 2 × 2 picture tokens, 33 tokens for the instruction."""
 
 
 def train_tokenizer(
@@ -64,7 +65,8 @@ def train_tokenizer(
     """A byte-level BPE tokenizer over the data engine's own sentences, with Qwen's special tokens.
 
     Args:
-        extra_texts: More English and Chinese text, so that words outside the engine's vocabulary stay short.
+        extra_texts: More English and Chinese text, so that words outside the engine's vocabulary
+            stay short.
         vocab_size: Tokens in all.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -133,7 +135,8 @@ def build_text_encoder(processor: PictureProcessor) -> Qwen2_5_VLForConditionalG
 def build_transformer() -> Step1XEditTransformer2DModel:
     """The untrained transformer, its gates closed.
 
-    Modulations and the last projection begin at zero (DiT, Peebles & Xie 2023): every block begins as the identity.
+    Modulations and the last projection begin at zero (DiT, Peebles & Xie 2023): every block begins
+    as the identity.
     """
     model = Step1XEditTransformer2DModel(**TRANSFORMER)
     for name, module in model.named_modules():

@@ -1,6 +1,7 @@
 """Rectified flow: how a training sample is noised and what the transformer should answer.
 
-Liu et al. 2022 (rectified flow), Esser et al. 2024 (logit-normal times, shift), with the constants of the released trainer.
+Liu et al. 2022 (rectified flow), Esser et al. 2024 (logit-normal times, shift), with the constants
+of the released trainer.
 """
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 def sample_times(
     batch_size: int, shift: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, " batch"]:
-    """Times in (0, 1): the sigmoid of unit noise, pushed towards 1 by `shift` (1 leaves it; the release has 3.1582)."""
+    """Times in (0, 1): the sigmoid of unit noise, pushed towards 1 by `shift`.
+
+    A shift of 1 leaves them; the release has 3.1582.
+    """
     times = torch.sigmoid(torch.randn(batch_size, generator=generator))
     return shift * times / (1 + (shift - 1) * times)
 
