@@ -122,8 +122,8 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
         The model with its averaged weights and its scaling factor set.
     """
     torch.manual_seed(config.seed)
-    model = build_autoencoder()
-    nn.Module.to(model, memory_format=torch.channels_last)
+    # Any: the annotations of diffusers know neither memory formats nor that outputs are no tuples.
+    model = cast("Any", build_autoencoder()).to(memory_format=torch.channels_last)
     batches = _pictures(config)
     set_linear_codec(model, torch.cat([next(batches) for _ in range(CODEC_BATCHES)]))
     held_out = torch.cat(
@@ -155,9 +155,7 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
     run_loop(run, batches, loss_of)
     run.load_ema_into(trained)
     with torch.no_grad():
-        cast("Any", model).register_to_config(
-            scaling_factor=1 / float(model.encode(held_out).latent.std())
-        )
+        model.register_to_config(scaling_factor=1 / float(model.encode(held_out).latent.std()))
     logger.info("step %d: held-out PSNR %.2f dB", run.step, evaluate(model, held_out))
     model.save_pretrained(config.folder / "vae")
     return model
@@ -166,7 +164,7 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
 @torch.no_grad()
 def evaluate(model: AutoencoderDC, pictures: Tensor) -> float:
     """PSNR in dB of `pictures` after encoding and decoding, float32."""
-    network = cast("Any", model)  # its annotations allow tuples, which it gives only when asked
+    network = cast("Any", model)  # as in `train`
     return psnr(
         torch.cat(
             [network.decode(network.encode(part).latent).sample for part in pictures.split(16)]
