@@ -1,15 +1,18 @@
 """Between pictures and picture tokens: the autoencoder's scale and the 2×2 packing.
 
-Serves any diffusers autoencoder with a spatial factor of 8: `AutoencoderKL` (the released models; the posterior's mean
-is taken, so results repeat) and deterministic ones such as `AutoencoderDC` (the mini). Called by pipeline and trainer.
+Serves any diffusers autoencoder with a spatial factor of 8: `AutoencoderKL` (the released models;
+the posterior's mean is taken, so results repeat) and deterministic ones such as `AutoencoderDC`
+(the mini). Called by pipeline and trainer.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 PIXELS_PER_TOKEN = 16
 """Side of the square of pixels behind one token: 8 of the autoencoder times 2 of the packing."""
@@ -33,7 +36,7 @@ def encode_pictures(
 def decode_tokens(
     vae: Any, tokens: Float[Tensor, "batch tokens channels"], height: int, width: int
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Tokens of pictures of `height` × `width` pixels → pictures, about [-1, 1], in the autoencoder's dtype."""
+    """Tokens → pictures of `height` × `width` pixels, about [-1, 1], in the autoencoder's dtype."""
     latents = unpack(tokens, height // PIXELS_PER_TOKEN).to(vae.dtype)
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     pictures = vae.decode(latents / vae.config.scaling_factor + shift).sample
@@ -58,10 +61,22 @@ def unpack(
 def draw_noise(
     shape: tuple[int, ...], generator: torch.Generator | None
 ) -> Float[Tensor, "batch tokens packed"]:
-    """Unit noise of latents of `shape`, packed, drawn on the CPU in float32: no device or dtype changes it.
+    """Unit noise of latents of `shape`, packed; on the CPU in float32, so no device changes it.
 
     Args:
         shape: (batch, channels, rows, columns).
         generator: A CPU generator; None takes torch's own.
     """
     return pack(torch.randn(shape, generator=generator))
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Run a module in float32 and give it its precision back."""
+    dtype = next(module.parameters()).dtype
+    # Of nn.Module, as diffusers' own `to` warns at each change of precision.
+    nn.Module.to(module, torch.float32)
+    try:
+        yield
+    finally:
+        nn.Module.to(module, dtype)

@@ -1,24 +1,25 @@
 """`Step1XEditPipeline`: the whole edit in six numbered stages, in diffusers' conventions.
 
-Picture and instruction go in, the edited picture comes out at the model's size. `Editor` puts it back into the user's
-picture; people who know diffusers can call the pipeline itself.
+Picture and instruction go in, the edited picture comes out at the model's size. `Editor` puts it
+back into the user's picture; people who know diffusers can call the pipeline itself.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from diffusers.utils.outputs import BaseOutput
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.images import fit_size
@@ -30,6 +31,7 @@ from step1x_edit.model.guidance import (
     prepare_ids,
     schedule,
 )
+from step1x_edit.model.inputs import broadcast, one_guidance
 from step1x_edit.model.instruction import (
     RELEASE_V1,
     InstructionConfig,
@@ -37,15 +39,22 @@ from step1x_edit.model.instruction import (
     InstructionFeatures,
 )
 from step1x_edit.model.instruction_config import CONFIG_NAME
-from step1x_edit.model.latents import PIXELS_PER_TOKEN, decode_tokens, draw_noise, encode_pictures
+from step1x_edit.model.latents import (
+    PIXELS_PER_TOKEN,
+    decode_tokens,
+    draw_noise,
+    encode_pictures,
+    in_float32,
+)
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 
 OWN_CLASSES = {
     "transformer": ["step1x_edit.model.transformer", "Step1XEditTransformer2DModel"],
-    "processor": ["step1x_edit.model.processor", "PictureProcessor"],
+    "processor": ["transformers", "Qwen2_5_VLProcessor"],
 }
-"""Components whose published library names no class that loads here."""
+"""Where to look for classes: the published library of the transformer has none of that name, and
+diffusers cannot load a processor class that is not transformers' own (ours is passed in)."""
 
 StepCallback = Callable[
     ["Step1XEditPipeline", int, float, dict[str, Tensor]], dict[str, Tensor] | None
@@ -54,7 +63,7 @@ StepCallback = Callable[
 
 @dataclass
 class Step1XEditOutput(BaseOutput):
-    """What a call gives back, in the order of the inputs; each input's several results stand together."""
+    """What a call gives back, in the order of the inputs, the results of one input together."""
 
     images: Any
     """PIL pictures, or an array or tensor, as `output_type` says."""
@@ -79,7 +88,8 @@ class Step1XEditPipeline(DiffusionPipeline):
 
     Args:
         processor: Tokenizer, picture preprocessing and chat template.
-        scheduler: Kept for the folder layout; the time steps are `guidance.schedule`, which it equals.
+        scheduler: Kept for the folder layout; the time steps are those of `guidance.schedule`, its
+            equal.
         text_encoder: The multimodal language model that reads picture and instruction.
         transformer: The diffusion transformer with its connector.
         vae: A diffusers autoencoder, 8× smaller.
@@ -139,11 +149,13 @@ class Step1XEditPipeline(DiffusionPipeline):
             folder = Path(cls.download(pretrained_model_name_or_path, **download))
         if "instruction" not in kwargs and (folder / CONFIG_NAME).exists():
             kwargs["instruction"] = InstructionConfig.load(folder)
+        if "processor" not in kwargs:
+            kwargs["processor"] = PictureProcessor.from_pretrained(folder / "processor")
         return cast("Step1XEditPipeline", super().from_pretrained(folder, **kwargs))
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - the tuple forms are not used by pipelines
-        """The ``model_index.json``, with the components that other libraries cannot load pointed to ours."""
+        """The ``model_index.json``, with our classes where other libraries have none that loads."""
         config = cast("dict[str, Any]", super().load_config(*args, **kwargs))
         return config | {name: OWN_CLASSES[name] for name in OWN_CLASSES if name in config}
 
@@ -151,6 +163,11 @@ class Step1XEditPipeline(DiffusionPipeline):
         """Write the diffusers-layout folder, ``instruction.json`` beside ``model_index.json``."""
         super().save_pretrained(save_directory, **kwargs)
         self.instruction.save(save_directory)
+
+    @property
+    def channels(self) -> int:
+        """Values of a picture token."""
+        return self.transformer.config["in_channels"]
 
     @torch.no_grad()
     def __call__(
@@ -179,19 +196,23 @@ class Step1XEditPipeline(DiffusionPipeline):
             prompt: One instruction for all pictures, or one each.
             negative_prompt: What guidance leads away from.
             num_inference_steps: Euler steps, at least 1; None: the model's own number.
-            size_level: The model works on about `size_level`² pixels of the picture's shape; None: the model's own.
-            guidance_scale: Strength of the instruction; -1 is none, at half the cost; None: the model's own.
+            size_level: The model works on about `size_level`² pixels of the picture's shape; None:
+                the model's own.
+            guidance_scale: Strength of the instruction; -1 is none, at half the cost; None: the
+                model's own.
             true_cfg_scale: Another name of `guidance_scale`.
-            height: Height in pixels, a multiple of 16; only without `image`, or to overrule the size rule.
+            height: Height in pixels, a multiple of 16; without `image`, or to overrule the size
+                rule.
             width: Width in pixels, likewise.
             num_images_per_prompt: Results for each input.
             generator: CPU generator of the noise, or one per result.
             latents: The noise itself, packed, one row per result, instead of `generator`.
-            output_type: Form of the pictures; "latent" gives the packed tokens, one tensor per result.
+            output_type: Form of the pictures; "latent" gives the packed tokens, a tensor each.
             return_dict: False gives a tuple.
-            return_references: Also give each input as the autoencoder renders it (the measure of what changed).
-            callback_on_step_end: Called with the pipeline, the step, the time and ``{"latents": …}``; may give back
-                latents to go on with.
+            return_references: Also give each input as the autoencoder renders it (the measure of
+                what changed).
+            callback_on_step_end: Called with the pipeline, the step, the time and
+                ``{"latents": …}``; may give back latents to go on with.
 
         Returns:
             The results, at the model's size.
@@ -200,13 +221,18 @@ class Step1XEditPipeline(DiffusionPipeline):
             InvalidRequest: An argument is out of range or does not fit the others.
         """
         # 1. Check the request and fill in the model's own settings.
-        num_steps = num_inference_steps or self.config["num_inference_steps"]
-        guidance = _one_guidance(guidance_scale, true_cfg_scale, self.config["guidance_scale"])
+        own = self.config
+        num_steps = (
+            own["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        )
+        guidance = one_guidance(guidance_scale, true_cfg_scale, own["guidance_scale"])
         if num_steps < 1 or num_images_per_prompt < 1:
             raise InvalidRequest(
                 f"{num_steps} steps for {num_images_per_prompt} pictures: both must be at least 1"
             )
-        images, prompts, negatives = _broadcast(image, prompt, negative_prompt)
+        images, prompts, negatives = broadcast(image, prompt, negative_prompt)
+        if image is None and self.transformer.version == "v1.0":
+            raise InvalidRequest("a v1.0 model cannot draw from text alone: give a picture to edit")
 
         # 2. One row per result: its picture at the model's size, and its noise.
         rows = []
@@ -256,12 +282,13 @@ class Step1XEditPipeline(DiffusionPipeline):
         size_level: int | None,
     ) -> tuple[int, int]:
         """Width and height of a result in pixels."""
-        level = size_level or self.config["size_level"]
+        level = self.config["size_level"] if size_level is None else size_level
         size = fit_size(*image.size, level) if image is not None else (level, level)
-        size = (width or size[0], height or size[1])
+        size = (size[0] if width is None else width, size[1] if height is None else height)
         if any(side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN for side in size):
             raise InvalidRequest(
-                f"width and height {size[0]} × {size[1]}: each must be a multiple of {PIXELS_PER_TOKEN} pixels"
+                f"width and height {size[0]} × {size[1]}: each must be a multiple of "
+                f"{PIXELS_PER_TOKEN} pixels"
             )
         return size
 
@@ -275,6 +302,9 @@ class Step1XEditPipeline(DiffusionPipeline):
     ) -> Tensor:
         """Noise of row `index` (1, N, C), the same whatever else is in the batch."""
         if latents is not None:
+            shape = (num_rows, size[0] * size[1] // PIXELS_PER_TOKEN**2, self.channels)
+            if latents.shape != shape:
+                raise InvalidRequest(f"latents of shape {tuple(latents.shape)}: must be {shape}")
             return latents[index : index + 1].float()
         several = isinstance(generator, Sequence)
         if several and len(generator) != num_rows:
@@ -282,8 +312,7 @@ class Step1XEditPipeline(DiffusionPipeline):
                 f"{len(generator)} generators for {num_rows} results: give one, or one for each"
             )
         chosen = generator[index] if several else generator
-        channels = self.transformer.config["in_channels"] // 4
-        shape = (1, channels, size[1] // 8, size[0] // 8)
+        shape = (1, self.channels // 4, size[1] // 8, size[0] // 8)
         return draw_noise(shape, cast("torch.Generator | None", chosen))
 
     def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
@@ -292,7 +321,7 @@ class Step1XEditPipeline(DiffusionPipeline):
         if not pictures:
             return None
         pixels = self.image_processor.preprocess(cast("Any", pictures)).to(self._execution_device)
-        with _in_float32(self.vae):
+        with in_float32(self.vae):
             return encode_pictures(self.vae, pixels)
 
     def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
@@ -338,9 +367,12 @@ class Step1XEditPipeline(DiffusionPipeline):
                 txt_ids=txt_ids,
                 return_dict=False,
             )[0][:, : tokens.shape[1]].float()
-            return guided_velocity(*answer.chunk(2), guidance, time) if repeats == 2 else answer
+            if repeats == 1:
+                return answer
+            conditional, unconditional = answer.chunk(2)
+            return guided_velocity(conditional, unconditional, guidance, time)
 
-        with self.progress_bar(total=num_steps) as bar:
+        with cast("Any", self).progress_bar(total=num_steps) as bar:  # its decorator hides it
 
             def on_step(step: int, time: float, tokens: Tensor) -> Tensor | None:
                 bar.update()
@@ -350,72 +382,17 @@ class Step1XEditPipeline(DiffusionPipeline):
             return euler_sample(velocity, noise, schedule(num_steps, noise.shape[1]), on_step)
 
     def _decode(self, tokens: list[Tensor], rows: list[_Row], output_type: str) -> Any:
-        """Tokens → pictures of the wanted form. Arrays and tensors are stacked where all have one size."""
+        """Tokens → pictures of the wanted form; tensors of one size are stacked."""
         if output_type == "latent":
             return tokens
         pictures = []
-        with _in_float32(self.vae):
+        with in_float32(self.vae):
             for row_tokens, row in zip(tokens, rows, strict=True):
                 width, height = row.size
                 pictures.append(
                     decode_tokens(self.vae, row_tokens[None].float(), height, width).clamp(-1, 1)
                 )
-        finished = [
-            self.image_processor.postprocess(picture, output_type)[0] for picture in pictures
-        ]
-        if output_type == "pt" and len({row.size for row in rows}) == 1:
-            return torch.stack(finished)
-        return finished
-
-
-def _one_guidance(
-    guidance_scale: float | None, true_cfg_scale: float | None, default: float
-) -> float:
-    """The two names of one setting."""
-    if (
-        guidance_scale is not None
-        and true_cfg_scale is not None
-        and guidance_scale != true_cfg_scale
-    ):
-        raise InvalidRequest(
-            f"guidance_scale {guidance_scale} and true_cfg_scale {true_cfg_scale} are one setting: give one of them"
-        )
-    chosen = guidance_scale if guidance_scale is not None else true_cfg_scale
-    return default if chosen is None else chosen
-
-
-def _broadcast(
-    image: Image.Image | Sequence[Image.Image] | None,
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str],
-) -> tuple[list[Image.Image | None], list[str], list[str]]:
-    """Pictures, prompts and negative prompts, one of each per input."""
-    if prompt is None:
-        raise InvalidRequest("no prompt: say what to change, or what to draw")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-    images = [image] if image is None or isinstance(image, Image.Image) else list(image)
-    count = max(len(images), len(prompts))
-    for name, values in (
-        ("pictures", images),
-        ("prompts", prompts),
-        ("negative prompts", negatives),
-    ):
-        if len(values) not in (1, count):
-            raise InvalidRequest(
-                f"{len(values)} {name} for a batch of {count}: give one, or {count}"
-            )
-    if len(images) < count:
-        images *= count
-    return images, prompts * (count // len(prompts)), negatives * (count // len(negatives))
-
-
-@contextmanager
-def _in_float32(module: nn.Module) -> Any:
-    """Run a module in float32 and give it its precision back."""
-    dtype = next(module.parameters()).dtype
-    module.to(torch.float32)
-    try:
-        yield
-    finally:
-        module.to(dtype)
+        finish = cast("Any", self.image_processor.postprocess)
+        finished = [finish(picture, output_type)[0] for picture in pictures]
+        one_size = len({row.size for row in rows}) == 1
+        return torch.stack(finished) if output_type == "pt" and one_size else finished
