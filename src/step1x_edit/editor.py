@@ -4,9 +4,11 @@ It finds a model, runs the pipeline, and puts what changed back into the user's 
 door (command line, HTTP, web page, nodes, benchmark) calls it and nothing below it.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ class Editor:
             InvalidRequest: The model is unknown.
             CheckpointError: Its files are not what they should be.
         """
-        runtime = runtime or RuntimeConfig()
+        runtime = runtime or RuntimeConfig.checked()
         location = locate(model)
         folder = Path(location)
         if not folder.is_dir():
@@ -77,11 +79,7 @@ class Editor:
         """
         started = time.perf_counter()
         # 1. Read and check everything before any network runs.
-        picture = None
-        mask = None
-        if request.image is not None:
-            picture = images.open_picture(request.image, max_pixels=request.max_pixels)
-            mask = None if request.mask is None else images.open_mask(request.mask, picture)
+        picture, mask = _open(request)
         seed = secrets.randbits(32) if request.seed is None else request.seed
         settings = self._settings(request)
         opened = time.perf_counter()
@@ -91,7 +89,7 @@ class Editor:
             if on_progress is not None:
                 on_progress(step + 1, settings["num_inference_steps"])
 
-        output = self.pipeline(
+        output: Any = self.pipeline(
             image=None if picture is None else picture.rgb,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -102,10 +100,10 @@ class Editor:
             callback_on_step_end=on_step,
             **settings,
         )
+        results = [np.asarray(result, np.float32) for result in output.images]
         ran = time.perf_counter()
 
         # 3. Put the change back into the picture.
-        results = [np.asarray(result, np.float32) for result in output.images]
         if picture is None:
             finished = [_to_pil(result) for result in results]
         else:
@@ -116,6 +114,7 @@ class Editor:
             ]
         height, width = results[0].shape[:2]
         provenance = Provenance(
+            version=metadata.version("step1x-edit"),
             model=self.model,
             model_hash=self.model_hash,
             prompt=request.prompt,
@@ -129,12 +128,10 @@ class Editor:
             height=height,
             source_sha256=None if picture is None else picture.sha256,
             source_name=None if picture is None else picture.name,
+            mask_sha256=None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
         )
-        seconds = {
-            "read": opened - started,
-            "model": ran - opened,
-            "restore": time.perf_counter() - ran,
-        }
+        restored = time.perf_counter()
+        seconds = {"read": opened - started, "model": ran - opened, "restore": restored - ran}
         return EditResult(images=finished, provenance=provenance, seconds=seconds)
 
     def _settings(self, request: EditRequest) -> dict[str, Any]:
@@ -149,6 +146,16 @@ class Editor:
             "width": request.width,
             "height": request.height,
         }
+
+
+def _open(request: EditRequest) -> tuple[images.Picture | None, Image.Image | None]:
+    """The picture and the mask of a request, where it has them."""
+    if request.image is None:
+        return None, None
+    picture = images.open_picture(request.image, max_pixels=request.max_pixels)
+    if request.mask is None:
+        return picture, None
+    return picture, images.open_mask(request.mask, picture, max_pixels=request.max_pixels)
 
 
 def _download(repository: str) -> Path:
