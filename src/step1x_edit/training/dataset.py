@@ -1,5 +1,6 @@
 """Endless batches straight from the data engine's workers."""
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -73,14 +74,23 @@ class TripletBatches(IterableDataset[Any]):
 def batches(stream: TripletBatches) -> Iterator[Any]:
     """Run a stream in the settings' number of worker processes."""
     num_workers = stream.settings.num_workers
+    if num_workers == 0:
+        return iter(stream)
     return iter(
         DataLoader(
             stream,
             batch_size=None,
             num_workers=num_workers,
-            prefetch_factor=4 if num_workers else None,
+            prefetch_factor=4,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
     )
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal: a worker must live until the trainer has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

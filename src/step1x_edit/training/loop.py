@@ -38,9 +38,14 @@ class TrainingRun:
     decay_share: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     ema_decay: float = 0.999
+    lr_scales: tuple[float, ...] = ()
+    """Each optimiser's part of the learning rate; by default all of it."""
     step: int = 0
     samples_seen: int = 0
     ema: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lr_scales = self.lr_scales or (1.0,) * len(self.optimizers)
 
     def learning_rate(self) -> float:
         """Warm-up, constant, linear decay (Hägele et al. 2024), times nothing that depends on the data."""
@@ -77,17 +82,31 @@ class TrainingRun:
 
     def restore(self) -> bool:
         """Read the checkpoint if there is one; True if there was."""
+        saved = self._read()
+        if saved is None:
+            return False
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            settings = [dict(group, params=None) for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                # The state is the checkpoint's, the settings are this run's.
+                group.update({name: value for name, value in own.items() if name != "params"})
+        torch.set_rng_state(saved["rng"])
+        return True
+
+    def restore_weights(self) -> bool:
+        """Read weights, average and counters of the checkpoint alone; True if there is one."""
+        return self._read() is not None
+
+    def _read(self) -> dict[str, Any] | None:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return False
+            return None
         saved = torch.load(path, weights_only=True)
         self.trained.load_state_dict(saved["trained"])
         self.ema = saved["ema"]
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
         self.step, self.samples_seen = saved["step"], saved["samples_seen"]
-        torch.set_rng_state(saved["rng"])
-        return True
+        return saved
 
     def load_ema_into(self, trained: nn.ModuleDict) -> None:
         """Copy the averaged weights into `trained`."""
@@ -135,9 +154,9 @@ def run_loop(
                 )
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-            for optimizer in run.optimizers:
+            for optimizer, scale in zip(run.optimizers, run.lr_scales, strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = run.learning_rate() * group.get("lr_scale", 1.0)
+                    group["lr"] = run.learning_rate() * scale
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             run.step, run.samples_seen, samples = (

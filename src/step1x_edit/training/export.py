@@ -1,0 +1,65 @@
+"""From a training run to a model folder that everything else loads.
+
+python -m step1x_edit.training.export configs/train/mini.yaml src/step1x_edit/assets/mini
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from step1x_edit.errors import InvalidRequest
+from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.training.config import EditRun, load
+from step1x_edit.training.loop import TrainingRun
+from step1x_edit.training.trainer import EditTraining
+
+DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 1.5, "size_level": 128}
+"""What the mini does where a call names no setting: measured with ``step1x bench mini``."""
+
+
+def export(config: EditRun, out: Path) -> Path:
+    """Write the averaged weights of a run, finished or not, as a diffusers-layout folder in bfloat16.
+
+    Args:
+        config: The run; its folder holds ``checkpoint.pt``.
+        out: The model folder.
+
+    Raises:
+        InvalidRequest: The run has no checkpoint yet.
+    """
+    training = EditTraining(config)
+    run = TrainingRun(config.folder, training.trained, [], config.lr, config.num_steps)
+    if not run.restore_weights():
+        raise InvalidRequest(f"{config.folder} holds no checkpoint.pt: train first")
+    run.load_ema_into(training.trained)
+    pipeline = Step1XEditPipeline(
+        processor=training.encoder.tokenizer.processor,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        text_encoder=training.encoder.text_encoder,
+        transformer=training.transformer,
+        vae=training.vae,
+        instruction=training.encoder.config,
+        **DEFAULTS,
+    )
+    pipeline.to(torch.bfloat16)
+    pipeline.save_pretrained(out)
+    return out
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m step1x_edit.training.export")
+    parser.add_argument("config", type=Path, help="the run's YAML")
+    parser.add_argument("out", type=Path, help="model folder to write")
+    arguments = parser.parse_args()
+    settings = load(arguments.config)
+    if not isinstance(settings, EditRun):
+        parser.error(f"{arguments.config} is a run of kind {settings.kind}, not edit")
+    export(settings, arguments.out)

@@ -1,0 +1,57 @@
+"""The offline benchmark on editors whose answers are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from step1x_edit.benchmark import minibench
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.pipeline import make_triplet
+
+
+def editor_that_answers(pick):
+    """An editor whose pipeline answers each item with `pick(triplet)`, the source as its reference."""
+    atlas = Atlas()
+
+    def pipeline(image, prompt, generator, **_):
+        triplets = [
+            make_triplet(minibench.FIRST_SEED + g.initial_seed(), pipeline.category, atlas)
+            for g in generator
+        ]
+        assert [np.asarray(picture).tolist() for picture in image] == [
+            t.source.tolist() for t in triplets
+        ]
+        assert prompt == [t.instructions[("en", "zh")[t.seed % 2]] for t in triplets]
+        return SimpleNamespace(
+            images=[pick(t) / 255 for t in triplets],
+            references=[t.source / 255 for t in triplets],
+        )
+
+    return SimpleNamespace(pipeline=pipeline)
+
+
+@pytest.fixture(autouse=True)
+def small_seeds(monkeypatch):
+    # The generator's seed is the item's modulo 2**32: with this base it tells the item.
+    monkeypatch.setattr(minibench, "FIRST_SEED", 2**40)
+
+
+@pytest.mark.parametrize("category", ["removal", "colour"])
+def test_the_exact_target_gains_one_and_doing_nothing_gains_nothing(category, tmp_path):
+    for pick, gain in ((lambda t: t.target, 1.0), (lambda t: t.source, 0.0)):
+        editor = editor_that_answers(pick)
+        editor.pipeline.category = category
+        (score,) = minibench.run(editor, 3, [category], out=tmp_path)
+        assert score.gain == pytest.approx(gain, abs=1e-6)
+        assert score.success == gain
+        assert score.kept_with_mask == 1.0
+    assert (tmp_path / "scores.json").exists()
+    assert (tmp_path / f"{category}.png").exists()
+
+
+def test_the_table_has_a_row_for_each_category():
+    editor = editor_that_answers(lambda t: t.source)
+    editor.pipeline.category = "removal"
+    table = minibench.markdown(minibench.run(editor, 1, ["removal"]))
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["removal"]
