@@ -41,7 +41,7 @@ def run_process(command: list[str]) -> tuple[float, float]:
 
 
 def photograph(path: Path, size: tuple[int, int]) -> Path:
-    """A textured picture of `size`: noise over a gradient, so that nothing in it compresses away."""
+    """A textured picture of `size`: noise over a gradient."""
     ramp = Image.linear_gradient("L").resize(size)
     Image.merge("RGB", [ramp, Image.effect_noise(size, 60), ramp.rotate(180)]).save(
         path, quality=92

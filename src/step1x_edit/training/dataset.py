@@ -25,7 +25,8 @@ Collate = Callable[[list[Triplet], np.random.Generator], Any]
 class TripletBatches(IterableDataset[Any]):
     """Batches of triplets of one size each, collated in the worker.
 
-    Batch number n is a function of (seed, n) alone: the workers take turns, so their number changes only the speed.
+    Batch number n is a function of (seed, n) alone: the workers take turns, so their number changes
+    only the speed.
 
     Args:
         settings: What to draw.
@@ -88,7 +89,7 @@ def batches(stream: TripletBatches) -> Iterator[Any]:
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal: a worker must live until the trainer has saved."""
+    """Ctrl-C reaches all processes of a terminal: a worker must outlive the trainer's saving."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -113,7 +114,7 @@ class EditCollate:
         tokenize: Of the model that is trained.
         dropout: Share of the samples whose instruction is emptied, for classifier-free guidance.
         zh_share: Share of Chinese instructions.
-        text_to_image_share: Share of the batches that learn to draw the target from its caption alone.
+        text_to_image_share: Share of the batches that draw the target from its caption alone.
     """
 
     tokenize: InstructionTokenizer
@@ -155,7 +156,7 @@ def _pool(mask: np.ndarray) -> np.ndarray:
 def picture_batches(
     settings: DataSettings, batch_size: int, *, held_out: bool = False
 ) -> Iterator[Tensor]:
-    """Pictures alone, (batch, 3, height, width) in [-1, 1]: the sources and targets of half as many triplets."""
+    """Sources and targets of half as many triplets, (batch, 3, height, width) in [-1, 1]."""
     return batches(TripletBatches(settings, batch_size // 2, _pictures, held_out=held_out))
 
 

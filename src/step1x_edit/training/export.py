@@ -20,7 +20,7 @@ DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 1.5, "size_level": 128}
 
 
 def export(config: EditRun, out: Path) -> Path:
-    """Write the averaged weights of a run, finished or not, as a diffusers-layout folder in bfloat16.
+    """Write a run's averaged weights, finished or not, as a bfloat16 diffusers-layout folder.
 
     Args:
         config: The run; its folder holds ``checkpoint.pt``.

@@ -1,7 +1,9 @@
-"""The one training loop: steps, log, checkpoints, clean stop. The autoencoder and the editor run through it.
+"""The one training loop: steps, log, checkpoints, clean stop.
 
-A run lives in a folder: ``checkpoint.pt`` (model, EMA, optimiser, step, random state; written beside and renamed) and
-``log.jsonl`` (a line per report). SIGTERM or Ctrl-C saves and stops; the same command goes on.
+The autoencoder and the editor run through it.
+A run lives in a folder: ``checkpoint.pt`` (model, EMA, optimiser, step, random state; written
+beside and renamed) and ``log.jsonl`` (a line per report). SIGTERM or Ctrl-C saves and stops; the
+same command goes on.
 """
 
 import json
@@ -26,7 +28,8 @@ logger = logging.getLogger(__name__)
 class TrainingRun:
     """What a run changes while it goes on.
 
-    `trained` holds every module whose parameters are trained, under one name each; `ema` a moving average of it.
+    `trained` holds every module whose parameters are trained, under one name each; `ema` a moving
+    average of it.
     """
 
     folder: Path
@@ -48,13 +51,13 @@ class TrainingRun:
         self.lr_scales = self.lr_scales or (1.0,) * len(self.optimizers)
 
     def learning_rate(self) -> float:
-        """Warm-up, constant, linear decay (Hägele et al. 2024), times nothing that depends on the data."""
+        """Warm-up, constant, linear decay to zero (Hägele et al. 2024)."""
         decay_steps = max(1, round(self.decay_share * self.num_steps))
         warm = min(1.0, (self.step + 1) / self.warmup_steps)
         return self.peak_lr * warm * min(1.0, max(0.0, (self.num_steps - self.step) / decay_steps))
 
     def update_ema(self) -> None:
-        """Move the average towards the weights; early on it follows faster, so that the start is forgotten."""
+        """Move the average towards the weights, faster early on, so that the start is forgotten."""
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             named = dict(self.trained.named_parameters())

@@ -1,7 +1,7 @@
-"""Train the mini: transformer, connector and instruction encoder together, from nothing, on the data engine.
+"""Train the mini: transformer, connector and instruction encoder together, from nothing.
 
-What the transformer reads while training is what the pipeline gives it while editing: same tokens, same ids, same
-instruction features; only the noise level is drawn at random.
+What the transformer reads while training is what the pipeline gives it while editing: same tokens,
+same ids, same instruction features; only the noise level is drawn at random.
 """
 
 import logging
@@ -37,7 +37,8 @@ NOT_ORTHOGONALISED = (
     "patch_embed",
     "lm_head",
 )
-"""Parameters in whose names one of these stands keep AdamW: embeddings, modulations, the ends of the network."""
+"""Parameters in whose names one of these stands keep AdamW: embeddings, modulations, the ends of
+the network."""
 
 NEWTON_SCHULZ_STEPS = 3
 """Of Muon; five, its default, cost a third of the training step at the mini's batch size."""
@@ -112,7 +113,7 @@ class EditTraining:
 def build_optimizers(
     named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float
 ) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest, one learning rate for both.
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest.
 
     With `match_rms_adamw` (Liu et al. 2025, "Muon is scalable") Muon's updates have AdamW's size.
     """
@@ -133,7 +134,7 @@ def build_optimizers(
 
 
 def train(config: EditRun) -> None:
-    """Train, or go on training, and write the averaged weights under ``config.folder / "model"``."""
+    """Train, or go on training, and write the averaged weights to the run's ``model`` folder."""
     training = EditTraining(config)
     run = TrainingRun(
         config.folder,
