@@ -15,6 +15,8 @@ from step1x_edit.datagen.atlas import PANORAMAS, Atlas
 from step1x_edit.datagen.vocabulary import COLOURS
 
 Pixels = Float[np.ndarray, "height width 3"]
+Source = Float[np.ndarray, "source_height source_width 3"]
+"""A picture that another one of another size is taken from."""
 
 
 class NamedBackground(NamedTuple):
@@ -26,7 +28,7 @@ class NamedBackground(NamedTuple):
 
 
 def perspective(
-    panorama: Pixels, width: int, height: int, yaw: float, pitch: float, fov: float
+    panorama: Source, width: int, height: int, yaw: float, pitch: float, fov: float
 ) -> Pixels:
     """A pinhole view into an equirectangular panorama, bilinear.
 
@@ -50,7 +52,9 @@ def perspective(
     return bilinear(panorama, u, v)
 
 
-def bilinear(pixels: Pixels, u: np.ndarray, v: np.ndarray) -> Pixels:
+def bilinear(
+    pixels: Source, u: Float[np.ndarray, "height width"], v: Float[np.ndarray, "height width"]
+) -> Pixels:
     """Sample `pixels` at columns `u` (wrapping) and rows `v` (clamped)."""
     rows, columns = pixels.shape[:2]
     u0, v0 = np.floor(u).astype(int), np.floor(v).astype(int)
@@ -227,7 +231,7 @@ def sample(
 
 
 def _photograph_crop(
-    rng: np.random.Generator, photograph: Pixels, width: int, height: int
+    rng: np.random.Generator, photograph: Source, width: int, height: int
 ) -> Pixels:
     rows, columns = photograph.shape[:2]
     zoom = (

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from step1x_edit.errors import InvalidRequest
+from step1x_edit.training.config import AutoencoderRun, EditRun, load
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "train"
+EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads_and_begins_with_its_command(path):
+    assert isinstance(load(path), AutoencoderRun | EditRun)
+    assert f"configs/train/{path.name}" in path.read_text().splitlines()[0]
+
+
+def test_kind_chooses_the_settings(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(EDIT)
+    run = load(path)
+    assert isinstance(run, EditRun)
+    assert (run.num_steps, run.vae) == (10, Path("vae"))
+    path.write_text("kind: autoencoder\nfolder: run\ndata: {seed: 4}\n")
+    run = load(path)
+    assert isinstance(run, AutoencoderRun)
+    assert run.data.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (EDIT + "batchsize: 3\n", "batchsize"),
+        (EDIT.replace("10", "0"), "num_steps"),
+        (EDIT + "lr: -1\n", "lr"),
+        (EDIT + "zh_share: 1.5\n", "zh_share"),
+        (EDIT.replace("vae: vae\n", ""), "vae"),
+        (EDIT.replace("edit", "lora"), "lora"),
+        ("kind: [edit\n", "run.yaml"),
+        ("", "run.yaml"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_file_and_the_setting(tmp_path, text, named):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest) as error:
+        load(path)
+    message = str(error.value)
+    assert str(path) in message
+    assert named in message
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"absent\.yaml"):
+        load(tmp_path / "absent.yaml")

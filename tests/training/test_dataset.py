@@ -1,0 +1,84 @@
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from step1x_edit.datagen.pipeline import HELD_OUT_SEED
+from step1x_edit.training.config import DataSettings
+from step1x_edit.training.dataset import TripletBatches, batches, picture_batches, to_unit
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What tells triplets apart, quick to send from a worker."""
+
+    seed: int
+    category: str
+    shape: tuple[int, ...]
+    total: int
+
+
+def summary(triplets, _):
+    return [Drawn(t.seed, t.category, t.source.shape, int(t.target.sum())) for t in triplets]
+
+
+def settings(**changes):
+    return DataSettings(**{"sizes": {"32x32": 0.5, "48x32": 0.5}, "num_workers": 0, **changes})
+
+
+def first(stream, count):
+    return list(itertools.islice(batches(stream), count))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return first(TripletBatches(settings(), 3, summary), 6)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_workers_does_not_change_the_set(num_workers, expected):
+    stream = TripletBatches(settings(num_workers=num_workers), 3, summary)
+    assert first(stream, 6) == expected
+
+
+def test_a_resumed_stream_goes_on_where_it_was(expected):
+    assert first(TripletBatches(settings(), 3, summary, first_batch=4), 2) == expected[4:]
+
+
+def test_a_batch_has_one_size_and_its_own_seeds(expected):
+    assert all(len({drawn.shape for drawn in batch}) == 1 for batch in expected)
+    assert {drawn.shape for batch in expected for drawn in batch} == {(32, 32, 3), (32, 48, 3)}
+    seeds = [drawn.seed for batch in expected for drawn in batch]
+    assert seeds == list(range(len(seeds)))
+
+
+def test_streams_of_other_seeds_share_nothing(expected):
+    other = first(TripletBatches(settings(seed=1), 3, summary), 6)
+    seeds = {drawn.seed for batch in expected for drawn in batch}
+    assert not seeds & {drawn.seed for batch in other for drawn in batch}
+
+
+def test_held_out_seeds_are_apart():
+    held_out = first(TripletBatches(settings(), 3, summary, held_out=True), 2)
+    assert all(drawn.seed >= HELD_OUT_SEED for batch in held_out for drawn in batch)
+
+
+def test_shares_choose_the_categories():
+    stream = TripletBatches(settings(shares={"tone": 1.0}), 4, summary)
+    assert {drawn.category for batch in first(stream, 3) for drawn in batch} == {"tone"}
+
+
+def test_pictures_are_sources_and_targets_in_unit_range():
+    batch = next(picture_batches(settings(sizes={"48x32": 1.0}), batch_size=4))
+    assert batch.shape == (4, 3, 32, 48)
+    assert batch.dtype == torch.float32
+    assert batch.min() >= -1
+    assert batch.max() <= 1
+
+
+def test_to_unit_maps_black_and_white_to_the_ends():
+    pictures = torch.from_numpy(np.uint8([[[[0, 127, 255]]]]))
+    assert to_unit(pictures).flatten().tolist() == pytest.approx([-1, -0.0039, 1], abs=1e-3)
+    assert pictures.dtype == torch.uint8
