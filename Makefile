@@ -15,8 +15,8 @@ setup: .venv/dev.stamp ## make .venv and install the package with the developers
 
 demo: .venv/dev.stamp ## edit an example picture with the mini model
 	@mkdir -p out
-	$(BIN)/step1x edit examples/park.jpg "make it black and white" --seed 0 --output out/park.png --overwrite
-	@echo "edited picture: out/park.png"
+	$(BIN)/step1x edit examples/coffee.jpg "make it black and white" --seed 0 --output out/coffee.png
+	@echo "edited picture: out/coffee.png"
 
 check: .venv/dev.stamp ## lint, format, types, import contract, spelling
 	$(BIN)/ruff check
