@@ -6,15 +6,35 @@ they answer at once.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+from typing_extensions import Self
 
 from step1x_edit import images
 from step1x_edit.errors import InvalidRequest
 
 NO_GUIDANCE = -1.0
+MAX_PROMPT_CHARS = 8000
+MAX_SHOWN_CHARS = 60
+# Key under which a setting whose limits are no plain range says them.
+LIMIT = "limit"
+
+PictureSource = Annotated[
+    Path | Image.Image | None, WithJsonSchema({"type": "string", "format": "binary"})
+]
+PICTURE_LIMIT: JsonDict = {LIMIT: "a file path or an opened picture"}
 
 
 class _Checked(BaseModel):
@@ -23,24 +43,37 @@ class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     @classmethod
-    def checked(cls, **settings: Any) -> Any:
+    def checked(cls, **settings: Any) -> Self:
         """Make one from settings.
 
         Raises:
-            InvalidRequest: A value is out of its limits, or a name is unknown.
+            InvalidRequest: A value is out of its limits, or a name is unknown; with value, limit
+                and fix of each.
         """
         try:
             return cls(**settings)
         except ValidationError as error:
-            raise InvalidRequest("; ".join(_line(problem) for problem in error.errors())) from error
+            lines: dict[object, str] = {}
+            for problem in error.errors(include_url=False):
+                # A setting of several types fails once for each: the first says it.
+                name = problem["loc"][0] if problem["loc"] else None
+                lines.setdefault(name, _line(cls, dict(problem)))
+            raise InvalidRequest("; ".join(lines.values())) from error
 
 
 class EditRequest(_Checked):
     """One edit, or one picture to draw where `image` is None."""
 
-    image: Path | Image.Image | None = Field(None, description="the picture to edit")
-    prompt: str = Field(description="what to change, or what to draw; English or Chinese")
-    negative_prompt: str = Field("", description="what to lead away from")
+    image: PictureSource = Field(
+        None, json_schema_extra=PICTURE_LIMIT, description="the picture to edit"
+    )
+    prompt: str = Field(
+        max_length=MAX_PROMPT_CHARS,
+        description="what to change, or what to draw; English or Chinese",
+    )
+    negative_prompt: str = Field(
+        "", max_length=MAX_PROMPT_CHARS, description="what to lead away from"
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="seed of the noise; without one it is drawn and reported"
     )
@@ -51,12 +84,13 @@ class EditRequest(_Checked):
         None,
         ge=NO_GUIDANCE,
         le=30,
-        description="strength of the instruction, 1 to 30, or -1 for none; default: the model's own",
+        json_schema_extra={LIMIT: "1 to 30, or -1 for none"},
+        description="how closely to follow, 1 to 30, or -1 for none; default: the model's own",
     )
     size_level_px: int | None = Field(
         None,
         ge=64,
-        le=4096,
+        le=2048,
         description="the model works on about this many pixels squared; default: the model's own",
     )
     width: int | None = Field(
@@ -65,13 +99,18 @@ class EditRequest(_Checked):
     height: int | None = Field(
         None, ge=16, le=4096, multiple_of=16, description="height in pixels of a drawn picture"
     )
-    mask: Path | Image.Image | None = Field(
-        None, description="picture of the same size, white where the edit may change something"
+    mask: PictureSource = Field(
+        None,
+        json_schema_extra=PICTURE_LIMIT,
+        description="picture of the same size: white where the edit may change something, black "
+        "where every pixel has to stay",
     )
     keep: images.Keep = Field(
         "auto",
-        description="what is kept of the picture: auto keeps what the edit did not mean to change, "
-        "always does so even where the whole picture seems changed, off gives the raw result",
+        description="what is kept of the picture. auto: a change of tone or colour that all of it "
+        "follows is applied to all of it; any other stays where it is seen, and every pixel "
+        "outside is left as it was. always: the first kind, too, only where it is seen. off: "
+        "nothing is kept, the raw result is enlarged",
     )
     num_images: int = Field(1, ge=1, le=16, description="results, each from noise of its own")
     max_pixels: int | None = Field(
@@ -91,13 +130,16 @@ class EditRequest(_Checked):
     @classmethod
     def _none_or_strength(cls, guidance: float | None) -> float | None:
         if guidance is not None and guidance != NO_GUIDANCE and guidance < 1:
-            raise ValueError(f"{guidance} is neither -1 (none) nor 1 to 30: give one of these")
+            limit = _limit(cls.model_fields["guidance"])
+            raise ValueError(f"is {guidance:g}, {limit}")
         return guidance
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "EditRequest":
-        if self.mask is not None and self.image is None:
-            raise ValueError("a mask needs a picture to edit: leave it out")
+    def _fits_together(self) -> Self:
+        if self.image is None and self.mask is not None:
+            raise ValueError("a mask needs a picture to edit: leave it out, or give an image")
+        if self.image is None and self.size_level_px is not None:
+            raise ValueError("size_level_px is for edits: give width and height of a drawn picture")
         if self.image is not None and (self.width or self.height):
             raise ValueError("width and height are for drawing: an edited picture keeps its size")
         return self
@@ -112,6 +154,7 @@ class RuntimeConfig(_Checked):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        json_schema_extra={LIMIT: "auto, cpu, mps, cuda or cuda:N"},
         description="auto, cpu, cuda, cuda:N or mps",
     )
     threads: int | None = Field(
@@ -120,9 +163,13 @@ class RuntimeConfig(_Checked):
 
 
 class Provenance(BaseModel):
-    """How a picture was made: kept in its file, enough to make it again."""
+    """How a picture was made: kept in its file, enough to make it again.
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    The same provenance gives identical pixels.
+    """
+
+    # Files of later versions may say more.
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
     version: str = ""
     model: str
@@ -182,12 +229,42 @@ def read_provenance(path: Path) -> Provenance | None:
         return None
 
 
-def _line(problem: Any) -> str:
-    """One validation problem as "name value: what is wrong"."""
-    name = ".".join(str(part) for part in problem["loc"])
-    value = problem.get("input")
-    reason = problem["msg"].removeprefix("Value error, ")
-    shown = f" {value!r}" if isinstance(value, int | float | str) else ""
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown setting"
-    return f"{name}{shown}: {reason}" if name else reason
+def _line(model: type[_Checked], problem: dict[str, Any]) -> str:
+    """One validation problem as "name is value, limit: fix"."""
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    if kind == "value_error":
+        return " ".join([*map(str, problem["loc"]), str(context["error"])])
+    name = str(problem["loc"][0])
+    if kind == "missing":
+        return f"{name} is missing: give it"
+    if kind == "extra_forbidden":
+        return f"{name}: unknown setting: the settings are {', '.join(model.model_fields)}"
+    if kind == "string_too_long":
+        limit = context["max_length"]
+        return f"{name} has {len(value)} characters, the limit is {limit}: shorten it"
+    shown = repr(value)
+    if len(shown) > MAX_SHOWN_CHARS:
+        shown = f"{shown[:MAX_SHOWN_CHARS]}…"
+    return f"{name} is {shown}, {_limit(model.model_fields[name]) or problem['msg']}"
+
+
+def _limit(setting: FieldInfo) -> str:
+    """What a setting may be, from its definition; empty where that says nothing."""
+    extra = setting.json_schema_extra
+    names = ("ge", "le", "lt", "multiple_of")
+    bounds = {n: getattr(m, n) for m in setting.metadata for n in names if hasattr(m, n)}
+    if isinstance(extra, dict) and LIMIT in extra:
+        limit = f"the limit is {extra[LIMIT]}"
+    elif get_origin(setting.annotation) is Literal:
+        limit = f"the choices are {', '.join(map(str, get_args(setting.annotation)))}"
+    elif "lt" in bounds:
+        limit = f"the limit is {bounds['ge']} to {bounds['lt'] - 1}"
+    elif "le" in bounds:
+        limit = f"the limit is {bounds['ge']} to {bounds['le']}"
+    elif "ge" in bounds:
+        limit = f"the limit is {bounds['ge']} and more"
+    else:
+        return ""
+    if "multiple_of" in bounds:
+        limit += f" in steps of {bounds['multiple_of']}"
+    return f"{limit}: choose one of these"

@@ -1,77 +1,208 @@
-"""Put an edit back into the photograph it was made from."""
+"""Put an edit back into the photograph it was made from.
 
+The model works on a small copy of the picture. What it changed is found by comparing its result
+with that copy, and only the change is carried over: as a colour map of the whole picture where that
+says it all, else region by region, as a local function of the photograph's own pixels where the
+edit is one, as the enlarged result where it is not. ``editor`` and ``benchmark`` call `restore`.
+"""
+
+import logging
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float32, Num
 from PIL import Image
 
-from step1x_edit.images import change as ch, detail as dt, colour_map as cm
+from step1x_edit.images.change import find_change
+from step1x_edit.images.colour_map import grey
+from step1x_edit.images.detail import Explanation, explain
+from step1x_edit.images.filters import Field, Pixels, Region, ndimage
+from step1x_edit.images.mask import feather_inward
+from step1x_edit.images.read import Picture
 
 Keep = Literal["auto", "always", "off"]
+
+logger = logging.getLogger(__name__)
+
+# Finding the change in more pixels than this makes it slower, not better.
+MAX_ANALYSED_PX = 512 * 512
 STRIP_ROWS = 256
-RIM_PX=2
-FEATHER_PX=2
+# A region's weight is 1 as far as the first, and falls to 0 over the second, in model pixels.
+RIM_PX = 1.5
+FEATHER_PX = 2.0
+DENOISE_WINDOW_PX = 5
 
-def to_float(a):
-    a=np.asarray(a)
-    return a.astype(np.float32)/255 if a.dtype==np.uint8 else a.astype(np.float32)
+BILINEAR = Image.Resampling.BILINEAR
+LANCZOS = Image.Resampling.LANCZOS
 
-def up(field, box, size, how=Image.Resampling.BILINEAR):
-    """field (h,w) -> size (W,H)"""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(field,dtype=np.float32)).resize(size,how,box=box))
 
-def restore(rgb, before, after, prepared, keep='auto', debug=None):
-    from scipy import ndimage
-    before,after=to_float(before),to_float(after)
-    c=ch.find_change(before,after,to_float(prepared))
-    chroma=lambda x: ch.distance(ch.smooth(x-cm.grey(x),2.0))
-    cb,ca=np.quantile(chroma(before),.9),np.quantile(chroma(after),.95)
-    is_grey=ca<max(4/255,0.6*c.noise) and cb>3*ca
-    q=c.colour_map(before); ch2=lambda x: ch.distance(x-cm.grey(x))
-    cc=lambda x: ch.distance(ch.smooth(x-cm.grey(x),3.0))
-    qa,qb=np.quantile(ch2(q),.95),np.quantile(ch2(before),.9)
-    is_grey=qa<3/255 and qb>max(5/255,3*qa) and np.quantile(cc(after),.98)<max(6/255,c.noise)
-    h,w=before.shape[:2]
-    groups=[]
-    if is_grey: after=cm.grey(after)
-    if c.is_global or is_grey:
-        base=cm.fit(before.reshape(-1,3),after.reshape(-1,3),c.noise)
-        if is_grey: base=base.as_grey()
-        groups=[(np.ones((h,w),np.float32),np.ones((h,w),np.float32),base)]
+def restore(
+    source: Picture,
+    model_source: Num[np.ndarray, "h w 3"],
+    result: Num[np.ndarray, "h w 3"],
+    *,
+    keep: Keep = "auto",
+    mask: Image.Image | None = None,
+) -> Image.Image:
+    """Put an edit back into its photograph.
+
+    ``auto``: a change of tone or colour that all the picture follows is applied to all of it; any
+    other stays where it is seen, and every pixel outside is the source's own, bit for bit.
+    ``always``: the first kind, too, only where it is seen. ``off``: the enlarged result. A mask
+    bounds all three.
+
+    Args:
+        source: The photograph.
+        model_source: What the autoencoder makes of it at model size; uint8, or float in [0, 1].
+        result: The edited picture at model size, likewise.
+        keep: How much of the source to keep.
+        mask: Where the picture may change (128 and more), "L", of the source's size.
+
+    Returns:
+        RGB, or RGBA with the source's own alpha, of the source's size.
+
+    Sources: He & Sun 2015 (fast guided filter), Chen et al. 2016 (bilateral guided upsampling).
+    """
+    before, after = _as_float(model_source), _as_float(result)
+    assert before.shape == after.shape, f"{before.shape} is not {after.shape}"
+    if keep == "off":
+        edited = Image.fromarray(_as_bytes(after)).resize(source.size, LANCZOS)
     else:
-        lab,n=ndimage.label(ndimage.binary_dilation(c.region,np.ones((3,3)),iterations=RIM_PX+FEATHER_PX))
-        for i in range(1,n+1):
-            rim=lab==i
-            core=rim&c.region
-            d=ndimage.distance_transform_edt(~core)
-            mask=np.clip((RIM_PX+FEATHER_PX+.5-d)/FEATHER_PX,0,1).astype(np.float32)
-            wts=rim
-            base=cm.fit(before[wts],after[wts],c.noise)
-            groups.append((mask,wts.astype(np.float32),base))
-    out=np.array(rgb)
-    dbg=[]
-    for mask,wts,base in groups:
-        e=dt.explain(before,after,base,wts,c.noise_field,c.edge_noise,c.is_global or is_grey)
-        dbg.append((mask,e))
-        compose(out,rgb,mask,e,after)
-    if debug is not None: debug.update(change=c,groups=dbg,is_grey=is_grey,ca=ca*255,cb=cb*255)
-    return Image.fromarray(out)
+        edited = _carry_over(source, before, after, keep, mask)
+    if mask is not None:
+        edited = Image.composite(edited, source.rgb, feather_inward(mask))
+    if source.alpha is not None:
+        edited.putalpha(source.alpha)
+    return edited
 
-def compose(out,rgb,mask,e,after):
-    H,W=out.shape[:2]; h,w=mask.shape
-    for y in range(0,H,STRIP_ROWS):
-        y1=min(H,y+STRIP_ROWS); box=(0,y*h/H,w,y1*h/H); size=(W,y1-y)
-        m=up(mask,box,size)[...,None]
-        if not m.any(): continue
-        src=rgb.crop((0,y,W,y1))
-        s=np.asarray(src,np.float32)/255
-        b=np.asarray(e.base.apply(src),np.float32)/255
-        p=b+np.stack([up(e.offset[...,o],box,size) for o in range(3)],2)
-        for i in range(3):
-            for o in range(3):
-                p[...,o]+=s[...,i]*up(e.slopes[...,i,o],box,size)
-        u=up(e.replaced,box,size)[...,None]
-        r=np.stack([up(after[...,o],box,size,Image.Resampling.LANCZOS) for o in range(3)],2)
-        v=np.clip((p*(1-u)+r*u),0,1)
-        new=np.round(255*(s*(1-m)+v*m)).astype(np.uint8)
-        out[y:y1]=np.where(m>0,new,out[y:y1])
+
+def _carry_over(
+    source: Picture, before: Pixels, after: Pixels, keep: Keep, mask: Image.Image | None
+) -> Image.Image:
+    height, width = before.shape[:2]
+    # 1. Find the change, on a copy of bounded size.
+    shrink = min(1.0, (MAX_ANALYSED_PX / (height * width)) ** 0.5)
+    size = (round(width * shrink), round(height * shrink))
+    prepared = _as_float(np.asarray(source.on_white.resize((width, height), LANCZOS)))
+    small_before, small_after, small_prepared = (
+        _resized(p, size) for p in (before, after, prepared)
+    )
+    where = np.ones(size[::-1], bool)
+    if mask is not None:
+        where = np.asarray(mask.resize(size, Image.Resampling.BOX)) > 0
+    change = find_change(
+        small_before,
+        small_after,
+        small_before - small_prepared,
+        where,
+        allow_global=keep == "auto" and mask is None,
+    )
+    # 2. What all the picture follows.
+    picture = source.rgb if change.colour_map is None else change.colour_map.apply(source.rgb)
+    # 3. What is left, region by region.
+    regions = [(where, np.ones(where.shape, np.float32))] if mask else _regions(change.region)
+    if change.colour_map is None and not regions:
+        logger.warning(
+            "no change stands out of the model's noise: the picture is returned as it was"
+        )
+    pixels = np.array(picture)
+    enlarged = _denoised(grey(after) if change.made_grey else after, change.noise.pixel)
+    for region, weight in regions:
+        _apply(pixels, picture, explain(change, region), weight, enlarged)
+    return Image.fromarray(pixels)
+
+
+def _regions(changed: Region) -> list[tuple[Region, Field]]:
+    """Each connected region with its rim, and the feathered weight of its change."""
+    reach = (
+        ndimage().distance_transform_edt(~changed)
+        if changed.any()
+        else np.full(changed.shape, np.inf)
+    )
+    labels, count = ndimage().label(reach < RIM_PX + FEATHER_PX)
+    weight = np.clip((RIM_PX + FEATHER_PX - reach) / FEATHER_PX, 0, 1).astype(np.float32)
+    return [(labels == i, np.where(labels == i, weight, 0)) for i in range(1, count + 1)]
+
+
+def _apply(
+    pixels: np.ndarray, picture: Image.Image, change: Explanation, weight: Field, result: Pixels
+) -> None:
+    """Write one region's change into ``pixels``, in strips: memory stays small."""
+    left, top, right, bottom = _box_around(weight, picture.size)
+    for first in range(top, bottom, STRIP_ROWS):
+        box = (left, first, right, min(first + STRIP_ROWS, bottom))
+        share = _enlarge(weight[..., None], picture.size, box, BILINEAR)
+        if not share.any():
+            continue
+        patch = picture.crop(box)
+        old = np.asarray(patch, np.float32) / 255
+        new = np.asarray(change.colour_map.apply(patch), np.float32) / 255
+        new += _enlarge(change.offset, picture.size, box, BILINEAR)
+        for channel in range(3):
+            slopes = _enlarge(change.slopes[:, :, channel], picture.size, box, BILINEAR)
+            new += old[..., channel, None] * slopes
+        replaced = _enlarge(change.replaced[..., None], picture.size, box, BILINEAR)
+        if replaced.any():
+            new += replaced * (_enlarge(result, picture.size, box, LANCZOS) - new)
+        mixed = _as_bytes(old + share * (new - old))
+        strip = pixels[box[1] : box[3], box[0] : box[2]]
+        np.copyto(strip, mixed, where=share > 0)
+
+
+def _box_around(weight: Field, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the weighted part, and of what enlarging spreads it to."""
+    box = []
+    for axis, length in ((1, size[0]), (0, size[1])):
+        used = np.flatnonzero(weight.any(axis=1 - axis))
+        scale = length / weight.shape[axis]
+        box.append(
+            (max(0, int((used[0] - 1) * scale)), min(length, int((used[-1] + 2) * scale) + 1))
+        )
+    (left, right), (top, bottom) = box
+    return left, top, right, bottom
+
+
+def _enlarge(
+    fields: Float32[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    method: Image.Resampling,
+) -> Float32[np.ndarray, "H W c"]:
+    """The part ``box`` of ``fields`` enlarged to ``size``."""
+    height, width = fields.shape[:2]
+    across, down = width / size[0], height / size[1]
+    part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    out_size = (box[2] - box[0], box[3] - box[1])
+    planes = np.ascontiguousarray(np.moveaxis(fields, -1, 0), dtype=np.float32)
+    enlarged = [Image.fromarray(p).resize(out_size, method, part) for p in planes]
+    return np.stack([np.asarray(e) for e in enlarged], axis=-1)
+
+
+def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """Area mean at another size (width, height)."""
+    if size == (picture.shape[1], picture.shape[0]):
+        return picture
+    planes = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
+    box = Image.Resampling.BOX
+    return np.stack([np.asarray(Image.fromarray(p).resize(size, box)) for p in planes], axis=-1)
+
+
+def _denoised(picture: Pixels, noise: float) -> Pixels:
+    """Local Wiener filter (Lee 1980): what varies no more than the model's noise becomes smooth."""
+    size = (DENOISE_WINDOW_PX, DENOISE_WINDOW_PX, 1)
+    mean = ndimage().uniform_filter(picture, size)
+    variance = (
+        ndimage().uniform_filter(np.square(picture - mean), size).mean(axis=-1, keepdims=True)
+    )
+    kept = np.maximum(variance - noise**2, 0) / (variance + 1e-9)
+    return mean + kept * (picture - mean)
+
+
+def _as_float(picture: Num[np.ndarray, "h w 3"]) -> Pixels:
+    if picture.dtype == np.uint8:
+        return picture.astype(np.float32) / 255
+    return picture.astype(np.float32)
+
+
+def _as_bytes(picture: Pixels) -> np.ndarray:
+    return np.rint(picture * 255).clip(0, 255).astype(np.uint8)

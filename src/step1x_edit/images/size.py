@@ -1,10 +1,11 @@
-"""The size rule: at which size the model works on a picture."""
+"""The size rule: at which size the model works on a picture. ``pipeline`` calls it."""
 
 import math
 
 from PIL import Image
 
 from step1x_edit.errors import InvalidRequest
+from step1x_edit.images.read import Picture
 
 SIDE_MULTIPLE = 16
 """Sides are multiples of this many pixels: one picture token."""
@@ -41,7 +42,11 @@ def fit_size(width: int, height: int, size_level_px: int) -> tuple[int, int]:
     return size
 
 
-def prepare(picture: Image.Image, size_level_px: int) -> Image.Image:
-    """The RGB picture at the model's size, by LANCZOS."""
+def prepare(picture: Picture, size_level_px: int) -> Image.Image:
+    """The RGB picture at the model's size, by LANCZOS; what is transparent lies on white.
+
+    Raises:
+        InvalidRequest: As `fit_size`.
+    """
     size = fit_size(*picture.size, size_level_px)
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return picture.on_white.resize(size, Image.Resampling.LANCZOS)
