@@ -181,18 +181,6 @@ def _holds_everywhere(before: Pixels, mapped: Pixels, after: Pixels, region: Reg
         distance(smooth(d, COARSE_PX)) for d in (mapped - before, after - mapped, after - before)
     )
     foreseen = expected > LEAST_VISIBLE
-    print(
-        "   foreseen %.2f vote %.2f" % (foreseen.mean(), (off_map < off_identity)[foreseen].mean()),
-        end=" ",
-    )
-    rest = ~ndimage().binary_dilation(region, iterations=round(2 * COARSE_PX))
-    print(
-        "rest %.2f ratio %.2f"
-        % (
-            rest.mean(),
-            np.square(off_map[rest]).sum() / (np.square(off_identity[rest]).sum() + 1e-9),
-        )
-    )
     if foreseen.mean() < GLOBAL_LEAST_SHARE:
         return False
     if (off_map < off_identity)[foreseen].mean() < GLOBAL_VOTE:
