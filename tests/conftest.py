@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 
+import pytest
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 from jaxtyping import install_import_hook
@@ -24,3 +25,11 @@ checker = ModuleType("checker_under_pytest")
 checker.check = check
 sys.modules[checker.__name__] = checker
 install_import_hook("step1x_edit", f"{checker.__name__}.check")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A complete model folder of tiny random networks; copy it before changing it."""
+    from .tiny_model import write_tiny_model  # after the hook, as it imports the package
+
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
