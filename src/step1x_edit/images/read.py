@@ -19,7 +19,7 @@ from step1x_edit.images.colours import split_colours
 MAX_PIXELS = 200_000_000
 # What people have, and nothing whose decoder runs another program or opens other files.
 FORMATS = (
-    *("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM"),
+    *("PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM"),
     *("TGA", "PCX", "ICO", "ICNS", "QOI", "PSD", "SGI", "DDS"),
 )
 _pillow_limit = threading.Lock()
@@ -120,7 +120,7 @@ def _read_bytes(path: Path) -> bytes:
 def _open_header(data: bytes, path: Path) -> Image.Image:
     try:
         with _without_pillow_limit(None):
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(data), formats=_readable())
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise InvalidRequest(
@@ -130,6 +130,12 @@ def _open_header(data: bytes, path: Path) -> Image.Image:
         raise InvalidRequest(
             f"{path} is broken or cut off ({_one_line(error)}): copy or export it again"
         ) from error
+
+
+def _readable() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import secrets
 from collections.abc import Iterator
@@ -98,9 +99,13 @@ def read_provenance_json(path: Path) -> str | None:
             text = image.info.get(PNG_KEY)
             if isinstance(text, str):
                 return text
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            exif = image.getexif()
+            comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            described = exif.get(ExifTags.Base.ImageDescription)
     except (OSError, ValueError, SyntaxError):
         return None
+    if isinstance(described, str) and described.startswith(f'{{"{PNG_KEY}"'):
+        return json.dumps(json.loads(described)[PNG_KEY])
     if not isinstance(comment, bytes) or not comment.startswith(UNICODE):
         return None
     return comment.removeprefix(UNICODE).decode("utf-16-le", errors="replace")
@@ -115,8 +120,12 @@ def _metadata(kind: str, text: str, suffix: str) -> dict[str, Any]:
         chunks.add_itxt(PNG_KEY, text)
         return {"pnginfo": chunks}
     exif = Image.Exif()
+    if kind == "TIFF":  # whose writer takes plain ASCII tags alone
+        exif[ExifTags.Base.ImageDescription] = json.dumps({PNG_KEY: json.loads(text)})
+        return {"exif": exif}
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = UNICODE + text.encode("utf-16-le")
-    return {"exif": exif}
+    # As bytes: some writers take an Exif object of nothing but sub-folders for an empty one.
+    return {"exif": exif.tobytes()}
 
 
 @contextmanager
