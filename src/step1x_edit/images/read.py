@@ -87,7 +87,7 @@ def _decoded(
     if max_pixels is not None and width * height > max_pixels:
         raise InvalidRequest(
             f"{label} has {width * height} pixels ({width} × {height}), over the limit of "
-            f"{max_pixels}: shrink it, or raise the limit if you trust the file"
+            f"{max_pixels}: shrink it, or raise max_pixels if you trust the file"
         )
     try:
         with _without_pillow_limit(width * height):
