@@ -29,7 +29,7 @@ test: .venv/dev.stamp ## run every test, the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 docs: .venv/docs.stamp ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what the other targets made
 	rm -rf .venv out site

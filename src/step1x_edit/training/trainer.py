@@ -65,7 +65,7 @@ class EditTraining:
         batch_vision(text_encoder)
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
-        self.vae.to(memory_format=torch.channels_last)
+        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
         self.trained = nn.ModuleDict(
             {"transformer": self.transformer, "text_encoder": self.encoder.text_encoder}
         )
