@@ -8,10 +8,11 @@ import pytest
 from step1x_edit.benchmark import minibench
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import make_triplet
+from step1x_edit.editor import Editor
 
 
 def editor_that_answers(pick):
-    """An editor whose pipeline answers each item with `pick(triplet)`, the source as its reference."""
+    """An editor that answers each item with `pick(triplet)`, the source as its reference."""
     atlas = Atlas()
 
     def pipeline(image, prompt, generator, **_):
@@ -28,7 +29,9 @@ def editor_that_answers(pick):
             references=[t.source / 255 for t in triplets],
         )
 
-    return SimpleNamespace(pipeline=pipeline)
+    editor = Editor.__new__(Editor)  # no model behind it
+    editor.pipeline = pipeline
+    return editor
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def run(
     *,
     size: tuple[int, int] = (128, 128),
     out: Path | None = None,
-    on_item: Callable[[int], None] | None = None,
+    on_item: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> list[CategoryScore]:
     """Measure a model on held-out items, half of them in Chinese.
@@ -81,7 +81,7 @@ def run(
         categories: Keys of `OPERATORS`.
         size: Width and height of the items in pixels.
         out: Where to write ``scores.json`` and a contact sheet per category; None writes nothing.
-        on_item: Called with the number of items done.
+        on_item: Called with the items done and the items in all.
         settings: Passed on to the pipeline (``num_inference_steps``, ``guidance_scale`` …).
     """
     atlas = Atlas()
@@ -95,7 +95,7 @@ def run(
                 scores.append(_score(triplet, result, reference))
                 rows.append((triplet, result, scores[-1]))
                 if on_item is not None:
-                    on_item(len(scores))
+                    on_item(len(scores), num_items * len(categories))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             contact_sheet(rows).save(out / f"{category}.png")
