@@ -56,6 +56,7 @@ class EditRun(_Settings):
     data: DataSettings = DataSettings()
     seed: int = 0
     batch_size: int = Field(default=32, gt=0)
+    start: Path | None = Field(None, description="model folder whose weights the run begins with")
     num_steps: int = Field(gt=0)
     lr: float = Field(default=1e-3, gt=0)
     decay_share: float = Field(default=0.3, ge=0, le=1)

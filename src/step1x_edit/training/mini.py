@@ -4,6 +4,7 @@ Everything is of the released classes at small width, so what runs with the rele
 with the mini.
 """
 
+import argparse
 import json
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -117,7 +118,7 @@ def _own_sentences() -> Iterator[str]:
                 yield f"a {colour} {name} on the {position}, background"
 
 
-def emoji_texts(data: Path, repeats: int = 20) -> Iterator[str]:
+def emoji_texts(data: Path, repeats: int = 3) -> Iterator[str]:
     """Names and tags, English and Chinese, of the unpacked npm package ``emojibase-data`` (MIT)."""
     for language in ("en", "zh"):
         for entry in json.loads((data / language / "data.json").read_text(encoding="utf-8")):
@@ -154,3 +155,14 @@ def build_mini_processor(tokenizer: PreTrainedTokenizerFast) -> PictureProcessor
         min_pixels=INSTRUCTION.min_pixels,
         max_pixels=INSTRUCTION.max_pixels,
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m step1x_edit.training.mini", description="Make the mini's processor folder."
+    )
+    parser.add_argument("emojibase", type=Path, help="unpacked npm package emojibase-data@17.0.0")
+    parser.add_argument("out", type=Path, help="processor folder to write")
+    arguments = parser.parse_args()
+    trained = train_tokenizer(emoji_texts(arguments.emojibase))
+    build_mini_processor(trained).save_pretrained(arguments.out)

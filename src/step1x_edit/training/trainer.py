@@ -12,10 +12,11 @@ import torch
 from diffusers import AutoencoderDC
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from step1x_edit.model.batched_vision import batch_vision
 from step1x_edit.model.guidance import prepare_ids
-from step1x_edit.model.instruction import InstructionEncoder
+from step1x_edit.model.instruction import InstructionEncoder, load_text_encoder
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, encode_pictures
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
@@ -57,8 +58,11 @@ class EditTraining:
         self.config = config
         torch.manual_seed(config.seed)
         processor = PictureProcessor.from_pretrained(config.processor)
-        self.transformer: Step1XEditTransformer2DModel = build_transformer()
-        text_encoder = build_text_encoder(processor)
+        self.transformer, text_encoder = (
+            (build_transformer(), build_text_encoder(processor))
+            if config.start is None
+            else _read(config.start)
+        )
         # At the mini's lengths written-out attention and one batched vision tower are several times
         # faster to train than the stock kernels and the loop over pictures.
         text_encoder.set_attn_implementation("eager")
@@ -108,6 +112,16 @@ class EditTraining:
         """Write transformer and instruction encoder in the diffusers layout."""
         self.transformer.save_pretrained(folder / "transformer")
         self.encoder.text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def _read(
+    folder: Path,
+) -> tuple[Step1XEditTransformer2DModel, Qwen2_5_VLForConditionalGeneration]:
+    """The networks of a model folder, in float32."""
+    transformer = Step1XEditTransformer2DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32
+    )
+    return transformer, load_text_encoder(folder / "text_encoder", dtype=torch.float32)
 
 
 def build_optimizers(
