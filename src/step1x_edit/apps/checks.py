@@ -1,0 +1,100 @@
+"""What can be refused before a model is loaded, and without importing torch.
+
+The networks take seconds to import and longer to load; whoever mistyped a name should not wait for
+them. `Editor` checks again what it is given.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from step1x_edit import images
+from step1x_edit.checkpoints.catalog import locate
+from step1x_edit.checkpoints.contents import (
+    WEIGHT_COMPONENTS,
+    ModelSettings,
+    read_index,
+    read_settings,
+    summarise,
+)
+from step1x_edit.errors import InvalidRequest
+from step1x_edit.request import EditRequest
+
+
+class LocalModel(NamedTuple):
+    """A model that is on this machine."""
+
+    folder: Path
+    settings: ModelSettings
+
+
+def check_model(model: str) -> LocalModel | None:
+    """Look a model up, and into its files' headers; None where it still has to be fetched.
+
+    Raises:
+        InvalidRequest: No such model is known.
+        CheckpointError: The folder is of another family, or files are missing or broken.
+    """
+    folder = Path(locate(model))
+    if not folder.is_dir():
+        return None
+    settings = read_settings(read_index(folder))
+    for component in WEIGHT_COMPONENTS:
+        summarise(folder / component)
+    return LocalModel(folder, settings)
+
+
+def check_pictures(request: EditRequest, model: LocalModel | None) -> images.Picture | None:
+    """Open the picture and the mask of a request; the picture is None where one is drawn.
+
+    Raises:
+        InvalidRequest: One cannot be used.
+    """
+    if request.image is None:
+        return None
+    picture = images.open_picture(request.image, max_pixels=request.max_pixels)
+    level = request.size_level_px or (model and model.settings.size_level)
+    if level:
+        images.fit_size(*picture.rgb.size, level)
+    if request.mask is not None:
+        images.open_mask(request.mask, picture, max_pixels=request.max_pixels)
+    return picture
+
+
+def check_outputs(
+    out: Path, num_images: int, sources: Sequence[Path], *, overwrite: bool
+) -> list[Path]:
+    """Where the results go: `out`, or ``out-1``, ``out-2`` … where there are several.
+
+    Args:
+        out: File that was asked for.
+        num_images: Number of results.
+        sources: Files that are not written over.
+        overwrite: They are after all.
+
+    Raises:
+        InvalidRequest: The folder is missing or closed, the kind of file is unknown, or a result
+            would replace a source.
+    """
+    targets = [out]
+    if num_images > 1:
+        targets = [out.with_stem(f"{out.stem}-{i}") for i in range(1, num_images + 1)]
+    for target in targets:
+        images.check_output(target)
+        for source in sources:
+            images.check_output(target, source=source, overwrite=overwrite)
+    check_folder(out.parent)
+    return targets
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that results cannot be written into.
+
+    Raises:
+        InvalidRequest: It does not exist, or is closed.
+    """
+    if not folder.is_dir():
+        raise InvalidRequest(f"output folder {folder} does not exist: make it (mkdir -p {folder})")
+    if not os.access(folder, os.W_OK):
+        raise InvalidRequest(f"output folder {folder} may not be written to: choose another")

@@ -1,0 +1,262 @@
+"""The command line, `step1x`: parse, build a request, call `Editor`, save, say where.
+
+Nothing here imports torch before a request has been found good; `--help` never does.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from step1x_edit.apps import options
+from step1x_edit.apps.console import (
+    BAD_REQUEST,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    complain,
+    explain,
+    notes_afterwards,
+    quieten,
+    working,
+)
+from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
+from step1x_edit.request import EditRequest, RuntimeConfig
+
+if TYPE_CHECKING:
+    from step1x_edit.editor import Editor
+
+app = typer.Typer(
+    name="step1x",
+    help="Edit a picture by telling it what to change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The models that can be named, and what a folder holds.")
+app.add_typer(models_app, name="models", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure a model.")
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="file to write: .png, .jpg, .webp …")]
+Model = Annotated[
+    str, typer.Option("--model", help="a name of `step1x models list`, a folder, or a hub name")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="results may replace their sources")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as one line of JSON")]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
+) -> None:
+    # `main` reads --debug before anything can fail; it stands here for the help.
+    del debug
+
+
+@app.command()
+@options.with_settings(options.EDIT_FLAGS)
+def edit(
+    picture: Annotated[str, typer.Argument(metavar="PICTURE", help="the picture to edit")],
+    instruction: Annotated[
+        str, typer.Argument(metavar="INSTRUCTION", help="what to change; English or Chinese")
+    ],
+    output: Output,
+    model: Model = DEFAULT_MODEL,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    *,
+    settings: dict[str, Any],
+    runtime: RuntimeConfig,
+) -> None:
+    """Edit PICTURE as INSTRUCTION says; the result has the picture's own size."""
+    request = options.build(EditRequest, {"image": picture, "prompt": instruction, **settings})
+    _make(request, runtime, output, model, overwrite=overwrite, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+@options.with_settings(options.DRAW_FLAGS)
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="what to draw; English or Chinese")
+    ],
+    output: Output,
+    model: Model = DEFAULT_MODEL,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    *,
+    settings: dict[str, Any],
+    runtime: RuntimeConfig,
+) -> None:
+    """Draw a picture from PROMPT alone."""
+    request = options.build(EditRequest, {"prompt": prompt, **settings})
+    _make(request, runtime, output, model, overwrite=False, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+@options.with_settings(options.PICTURE_FLAGS, defaults={"seed": 42})
+def batch(
+    prompts: Annotated[
+        Path, typer.Argument(metavar="JSON", help='{"picture name": "instruction", …}')
+    ],
+    input_dir: Annotated[Path, typer.Option("--input-dir", help="folder of the pictures")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="folder of the results")],
+    model: Model = DEFAULT_MODEL,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    *,
+    settings: dict[str, Any],
+    runtime: RuntimeConfig,
+) -> int:
+    """Edit every picture that JSON names; results keep the names. Goes on where it stopped."""
+    from step1x_edit.apps.batch import Batch
+
+    plan = Batch.read(prompts, input_dir, output_dir, settings, overwrite=overwrite)
+    plan.look_for_done(model, quiet=quiet)
+    if plan.todo:
+        with notes_afterwards(quiet=quiet):
+            plan.run(_load(model, runtime, quiet=quiet), quiet=quiet)
+    for name, reason in plan.failed.items():
+        complain(f"{name}: {reason}")
+    if not quiet:
+        typer.echo(plan.summary())
+    return FAILED if plan.failed else DONE
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Name the models."""
+    from step1x_edit.apps.inspect_model import catalogue_lines
+
+    typer.echo("\n".join(catalogue_lines()))
+
+
+@models_app.command("show")
+def models_show(
+    model: Annotated[str, typer.Argument(help="a name of `step1x models list`, or a folder")],
+) -> None:
+    """Say what a model is made of."""
+    from step1x_edit.apps.inspect_model import model_lines
+
+    typer.echo("\n".join(model_lines(model)))
+
+
+@bench_app.command("mini")
+@options.with_settings({"num_steps": "--steps", "guidance": "--guidance"})
+def bench_mini(
+    items: Annotated[int, typer.Option("--items", min=1, help="of each category")] = 60,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for contact sheets and scores")
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    quiet: Quiet = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
+    *,
+    settings: dict[str, Any],
+    runtime: RuntimeConfig,
+) -> None:
+    """Edit held-out pictures whose right answers are known, and print how near it came."""
+    request = options.build(EditRequest, {"prompt": "only to check the settings", **settings})
+    editor = _load(model, runtime, quiet=quiet)
+    from dataclasses import asdict
+
+    from step1x_edit.benchmark import minibench
+
+    with working("measuring", quiet=quiet, steps=True) as bar:
+        scores = minibench.run(
+            editor,
+            items,
+            out=out,
+            on_item=bar,
+            num_inference_steps=request.num_steps,
+            guidance_scale=request.guidance,
+        )
+    if as_json:
+        typer.echo(json.dumps([asdict(score) for score in scores]))
+    else:
+        typer.echo(minibench.markdown(scores))
+
+
+@app.command()
+def doctor() -> int:
+    """Say what this machine can run."""
+    from step1x_edit.apps.doctor import examine
+
+    with working("looking around"):
+        report = examine()
+    typer.echo("\n".join(report.lines))
+    return DONE if report.healthy else FAILED
+
+
+def _make(
+    request: EditRequest,
+    runtime: RuntimeConfig,
+    out: Path,
+    model: str,
+    *,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Check, load, run, save, say where."""
+    from step1x_edit.apps import checks
+
+    sources = [file for file in (request.image, request.mask) if isinstance(file, Path)]
+    targets = checks.check_outputs(out, request.num_images, sources, overwrite=overwrite)
+    checks.check_pictures(request, checks.check_model(model))
+    editor = _load(model, runtime, quiet=quiet)
+    with notes_afterwards(quiet=quiet):
+        with working("editing" if sources else "drawing", quiet=quiet, steps=True) as bar:
+            result = editor.edit(request, on_progress=bar)
+        written = result.save(targets)
+    seconds = sum(result.seconds.values())
+    if as_json:
+        said = {"images": [str(path) for path in written], "seconds": result.seconds}
+        typer.echo(json.dumps(said | result.provenance.model_dump(), ensure_ascii=False))
+    elif not quiet:
+        for path in written:
+            typer.echo(f"{path}  seed {result.provenance.seed}  {seconds:.1f} s")
+
+
+def _load(model: str, runtime: RuntimeConfig, *, quiet: bool) -> "Editor":
+    with working(f"loading {model}", quiet=quiet):
+        quieten()
+        from step1x_edit.editor import Editor
+
+        return Editor.load(model, runtime)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command and give back its exit code: 0, 1, 2 or 130."""
+    # --debug may stand anywhere before "--".
+    head = list(arguments).index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:head]
+    rest = [word for i, word in enumerate(arguments) if i >= head or word != "--debug"]
+    try:
+        code = app(rest, prog_name="step1x", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except TyperException as error:  # what the parser refuses
+        complain(f"{error.format_message()} (`step1x --help` lists what there is)")
+        return BAD_REQUEST
+    except Exception as error:
+        if debug:
+            raise
+        message, code = explain(error)
+        complain(options.with_flags(message))
+        return code
+    if code == INTERRUPTED:
+        complain("interrupted; nothing was left half-written")
+    return code if isinstance(code, int) else DONE
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

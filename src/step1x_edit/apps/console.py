@@ -1,0 +1,108 @@
+"""What every command shares: progress bars, messages on one line, and exit codes."""
+
+import errno
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+
+from step1x_edit.errors import CheckpointError, InvalidRequest, MissingExtra, Step1XEditError
+
+DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Advance = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What went wrong, on one line, and the exit code that says whose fault it was."""
+    if isinstance(error, InvalidRequest | CheckpointError | MissingExtra):
+        return one_line(error), BAD_REQUEST
+    if isinstance(error, Step1XEditError):
+        return one_line(error), FAILED
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no room on the disk{where} ({error.strerror}): free some and try again", FAILED
+    if isinstance(error, OSError):
+        return one_line(error), FAILED
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory: give a smaller --size-level or --dtype bfloat16", FAILED
+    kind = type(error).__name__
+    return f"{kind}: {one_line(error)} (`step1x --debug …` shows where)", FAILED
+
+
+def one_line(message: object) -> str:
+    """The same words without line breaks."""
+    return " ".join(str(message).split())
+
+
+def complain(message: str) -> None:
+    """Write one line to stderr."""
+    typer.echo(f"step1x: {one_line(message)}", err=True)
+
+
+@contextmanager
+def notes_afterwards(*, quiet: bool) -> Iterator[None]:
+    """Print what this package warns of, a line each, once all has gone well.
+
+    A command that fails says why and nothing else; a quiet one says nothing.
+    """
+    logger = logging.getLogger("step1x_edit")
+    notes = _Notes(logging.WARNING)
+    logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+    for note in () if quiet else notes.said:
+        complain(f"note: {note}")
+
+
+class _Notes(logging.Handler):
+    """Keeps messages, each once."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.said: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said[one_line(record.getMessage())] = None
+
+
+def quieten() -> None:
+    """Keep the libraries' own chatter and bars out of the terminal; errors arrive as errors."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity(logging.CRITICAL)
+        library.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+@contextmanager
+def working(what: str, *, quiet: bool = False, steps: bool = False) -> Iterator[Advance]:
+    """A bar on stderr while something goes on; nothing where stderr is no terminal.
+
+    Args:
+        what: Said beside the bar.
+        quiet: Show nothing.
+        steps: Steps will be counted.
+
+    Yields:
+        A function that moves the bar.
+    """
+    console = Console(stderr=True)
+    columns = [SpinnerColumn(), TextColumn("{task.description}")]
+    if steps:
+        columns += [BarColumn(), MofNCompleteColumn()]
+    off = quiet or not console.is_terminal
+    with Progress(*columns, Elapsed(), console=console, transient=True, disable=off) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
