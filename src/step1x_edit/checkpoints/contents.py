@@ -75,9 +75,17 @@ def read_version(folder: Path) -> str:
     Raises:
         CheckpointError: The transformer's configuration cannot be read.
     """
-    file = folder / "transformer" / "config.json"
-    config = _read_json(file, f"{folder} is no model folder")
+    config = read_config(folder / "transformer")
     return "v1.0" if config.get("connector_scale_factor") else "v1.1"
+
+
+def read_config(component: Path) -> dict[str, Any]:
+    """The ``config.json`` of a component.
+
+    Raises:
+        CheckpointError: It is missing or broken.
+    """
+    return _read_json(component / "config.json", f"{component} is incomplete")
 
 
 def summarise(component: Path) -> TensorSummary:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from step1x_edit.checkpoints.contents import one_line, read_index, summarise
+from step1x_edit.checkpoints.contents import one_line, read_config, read_index, summarise
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 
@@ -42,6 +42,7 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One component; what the library only reports is an error."""
+    read_config(folder)  # without one, transformers would build the full-size model
     summarise(folder)
     is_transformers = hasattr(model_class, "prepare_inputs_for_generation")
     try:
@@ -49,12 +50,10 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             folder,
             output_loading_info=True,
             local_files_only=True,
-            **{"dtype" if is_transformers else "torch_dtype": dtype},
-            **(
-                {"ignore_mismatched_sizes": True}
-                if is_transformers
-                else {"low_cpu_mem_usage": False}
-            ),
+            ignore_mismatched_sizes=True,  # reported below with the rest
+            **({"dtype": dtype} if is_transformers else {"torch_dtype": dtype}),
+            # With it, diffusers leaves what is missing on the meta device.
+            **({} if is_transformers else {"low_cpu_mem_usage": False}),
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
@@ -71,8 +70,13 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _first(names: Iterable[Any]) -> str:
-    shown = sorted(name if isinstance(name, str) else str(name[0]) for name in names)
+    """The first names, those of mismatched tensors with the shape found and the shape wanted."""
+    shown = sorted(name if isinstance(name, str) else _with_shapes(*name) for name in names)
     return ", ".join(shown[:NAMES_SHOWN]) + (", …" if len(shown) > NAMES_SHOWN else "")
+
+
+def _with_shapes(name: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{name} {[*found]} instead of {[*wanted]}"
 
 
 def _text_encoder_class() -> Any:
