@@ -39,9 +39,11 @@ SPECKLE_SHARE = 0.0006
 SPECKLE_LEAST_PX = 6
 CLOSING_PX = 2
 HOLE_SHARE = 0.004
-# A colour map is the whole picture's when it foresees a visible change in the first share of it, is
-# nearer to the result than the source is in the second share of that, and leaves the third part of
-# the squared difference where no change was seen, if that is more than the fourth share.
+# A colour map is the whole picture's when it leaves less than this part of the squared difference,
+# foresees a visible change in this share of the pixels, is nearer to the result than the source in
+# this share of those, and where no change was seen leaves less than this part of the difference
+# there, unless that is less than this share.
+GLOBAL_LEFT = 0.2
 LEAST_VISIBLE = 2 / 255
 GLOBAL_LEAST_SHARE = 0.2
 GLOBAL_VOTE = 0.8
@@ -158,7 +160,7 @@ def _measure_noise(difference: Pixels, num_values: int = 3) -> Noise:
     return Noise(
         pixel=float(np.median(np.abs(difference))) / MEDIAN_SIZE[1],
         smoothed=float(np.median(distance(smooth(difference)))) / MEDIAN_SIZE[num_values],
-        gradient=float(np.median(np.hypot(distance(down), distance(right)))),
+        gradient=float(np.quantile(np.hypot(distance(down), distance(right)), 0.25)) / 0.8,
     )
 
 
@@ -180,6 +182,8 @@ def _holds_everywhere(before: Pixels, mapped: Pixels, after: Pixels, region: Reg
     expected, off_map, off_identity = (
         distance(smooth(d, COARSE_PX)) for d in (mapped - before, after - mapped, after - before)
     )
+    if np.square(off_map).sum() > GLOBAL_LEFT * np.square(off_identity).sum():
+        return False
     foreseen = expected > LEAST_VISIBLE
     if foreseen.mean() < GLOBAL_LEAST_SHARE:
         return False

@@ -26,12 +26,12 @@ LEAST_VARIANCE = 0.03**2
 CORRECTION = (0.8, 1.6)  # distance from the region's colour map, in noise
 LEFTOVER = (0.15, 0.45)  # share of the squared change that the source does not explain
 SHARED = (0.25, 0.5)  # correlation of the edges
-MOSTLY_REPLACED = (0.35, 0.6)  # share of the region that is replaced
+MOSTLY_REPLACED = (0.3, 0.5)  # share of the region that is replaced
 # The residual must stand this far above the squared noise to count.
 LEFTOVER_NOISE = 2.5
 # Likeness granted to a window without edges, in squared gradient noise.
 NO_EDGE = 0.5
-REGION_PRIOR = 0.1
+REGION_PRIOR = 0.3
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def explain(change: Change, region: Region) -> Explanation:
     return Explanation(colour_map, slopes, offset, smooth(replaced))
 
 
-def smoothstep(x: np.ndarray | np.float32, low: float, high: float) -> np.ndarray:
+def smoothstep(x: np.ndarray | np.float32, low: float, high: float) -> np.ndarray | np.float32:
     """0 below ``low``, 1 above ``high``, a cubic between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 MAX_ANALYSED_PX = 512 * 512
 STRIP_ROWS = 256
 # A region's weight is 1 as far as the first, and falls to 0 over the second, in model pixels.
-RIM_PX = 1.5
+RIM_PX = 0.5
 FEATHER_PX = 2.0
 DENOISE_WINDOW_PX = 5
 
