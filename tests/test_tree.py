@@ -208,6 +208,9 @@ class BaseInstall:
         specs = (finder.find_spec(name, path, target) for finder in finders)
         return next((spec for spec in specs if spec is not None), None)
 
+    def find_distributions(self, *arguments):
+        return importlib.metadata.MetadataPathFinder.find_distributions(*arguments)
+
 sys.meta_path[:] = [BaseInstall()]
 for module in modules:
     importlib.import_module(module)
