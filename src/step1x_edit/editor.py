@@ -20,7 +20,7 @@ from step1x_edit import images
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
 from step1x_edit.checkpoints.contents import fingerprint, one_line
 from step1x_edit.checkpoints.folder import load_components
-from step1x_edit.errors import CheckpointError
+from step1x_edit.errors import CheckpointError, InvalidRequest
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest, EditResult, Provenance, RuntimeConfig
 
@@ -168,9 +168,17 @@ def _download(repository: str) -> Path:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    present = {
+        "cpu": True,
+        "cuda": int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present[kind]:
+        raise InvalidRequest(f"device {name!r} is not there: give another, or auto")
+    return torch.device(name)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
