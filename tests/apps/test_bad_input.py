@@ -149,6 +149,9 @@ def test_model_with_a_truncated_file(here, tiny_model):
     refused(here, command, file.name, "cannot be read")
     file.unlink()
     refused(here, command, "transformer", "no safetensors file")
+    (here / "model" / "vae" / "config.json").unlink()
+    shutil.rmtree(here / "model" / "transformer")
+    refused(here, command, "no transformer folder")
 
 
 def test_output_folder_that_does_not_exist(here):
@@ -296,6 +299,12 @@ def test_batch_onto_its_own_pictures_fails_item_by_item(here, tiny_model):
     assert "--overwrite" in lines[0]
     assert "none.png" in lines[1]
     assert files_of(here) == before
+
+
+def test_no_command_shows_the_help(here):
+    done = run(here, [])
+    assert "edit" in done.stdout
+    assert (done.returncode, done.stderr) == (2, "")
 
 
 def test_help_and_errors_do_not_import_torch(here):

@@ -14,11 +14,12 @@ from step1x_edit.checkpoints.catalog import locate
 from step1x_edit.checkpoints.contents import (
     WEIGHT_COMPONENTS,
     ModelSettings,
+    read_config,
     read_index,
     read_settings,
     summarise,
 )
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.errors import CheckpointError, InvalidRequest
 from step1x_edit.request import EditRequest
 
 
@@ -38,11 +39,17 @@ def check_model(model: str) -> LocalModel | None:
     """
     folder = Path(locate(model))
     if not folder.is_dir():
+        if folder.is_absolute():  # hub names are not
+            raise CheckpointError(f"{folder} is missing: install the package again")
         return None
-    settings = read_settings(read_index(folder))
+    index = read_index(folder)
+    for name in (name for name, value in index.items() if isinstance(value, list)):
+        if not (folder / name).is_dir():
+            raise CheckpointError(f"{folder} has no {name} folder: get the model again")
     for component in WEIGHT_COMPONENTS:
+        read_config(folder / component)
         summarise(folder / component)
-    return LocalModel(folder, settings)
+    return LocalModel(folder, read_settings(index))
 
 
 def check_pictures(request: EditRequest, model: LocalModel | None) -> images.Picture | None:

@@ -244,7 +244,8 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except TyperException as error:  # what the parser refuses
-        complain(f"{error.format_message()} (`step1x --help` lists what there is)")
+        if message := error.format_message():  # none where the help was shown for no command
+            complain(f"{message} (`step1x --help` lists what there is)")
         return BAD_REQUEST
     except Exception as error:
         if debug:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from packaging.requirements import Requirement
 
+from step1x_edit.apps import checks
 from step1x_edit.apps.inspect_model import columns, megabytes
 from step1x_edit.checkpoints.catalog import CATALOG, DEFAULT_MODEL
-from step1x_edit.checkpoints.contents import WEIGHT_COMPONENTS, read_index, summarise
 from step1x_edit.errors import CheckpointError
 
 DISTRIBUTION = "step1x-edit"
@@ -108,11 +108,8 @@ def _packages() -> tuple[str, list[str]]:
 
 def _mini_problem() -> str | None:
     """What is wrong with the shipped model, if anything."""
-    folder = Path(CATALOG[DEFAULT_MODEL].location)
     try:
-        read_index(folder)
-        for component in WEIGHT_COMPONENTS:
-            summarise(folder / component)
+        checks.check_model(DEFAULT_MODEL)
     except CheckpointError as error:
         return str(error)
     return None
