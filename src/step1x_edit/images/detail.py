@@ -38,6 +38,8 @@ REGION_PRIOR = 0.3
 class Explanation:
     """A region's change: ``colour_map(x) + x slopes + offset``, and the result where ``replaced``.
 
+    Slopes and offset are 0 where the colour map says it all.
+
     Attributes:
         colour_map: What most of the region follows.
         slopes: Correction near each pixel: input channel, output channel.
@@ -74,11 +76,11 @@ def explain(change: Change, region: Region) -> Explanation:
         1 - smoothstep(_shared_structure(change, weights), *SHARED),
     )
     share = float((replaced * weights).sum() / weights.sum())
-    replaced = np.maximum(replaced, smoothstep(np.float32(share), *MOSTLY_REPLACED))
+    replaced = np.maximum(replaced, smoothstep(np.full_like(replaced, share), *MOSTLY_REPLACED))
     return Explanation(colour_map, slopes, offset, smooth(replaced))
 
 
-def smoothstep(x: np.ndarray | np.float32, low: float, high: float) -> np.ndarray | np.float32:
+def smoothstep(x: Field, low: float, high: float) -> Field:
     """0 below ``low``, 1 above ``high``, a cubic between."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)

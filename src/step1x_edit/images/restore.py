@@ -10,14 +10,15 @@ import logging
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Num
+from jaxtyping import Num
 from PIL import Image
 
 from step1x_edit.images.change import find_change
 from step1x_edit.images.colour_map import grey
-from step1x_edit.images.detail import Explanation, explain
+from step1x_edit.images.detail import explain
 from step1x_edit.images.filters import Field, Pixels, Region, ndimage
 from step1x_edit.images.mask import feather_inward
+from step1x_edit.images.placing import LANCZOS, as_bytes, place
 from step1x_edit.images.read import Picture
 
 Keep = Literal["auto", "always", "off"]
@@ -25,15 +26,11 @@ Keep = Literal["auto", "always", "off"]
 logger = logging.getLogger(__name__)
 
 # Finding the change in more pixels than this makes it slower, not better.
-MAX_ANALYSED_PX = 512 * 512
-STRIP_ROWS = 256
+MAX_ANALYSED_PX = 384 * 384
 # A region's weight is 1 as far as the first, and falls to 0 over the second, in model pixels.
 RIM_PX = 0.5
 FEATHER_PX = 2.0
 DENOISE_WINDOW_PX = 5
-
-BILINEAR = Image.Resampling.BILINEAR
-LANCZOS = Image.Resampling.LANCZOS
 
 
 def restore(
@@ -66,7 +63,7 @@ def restore(
     before, after = _as_float(model_source), _as_float(result)
     assert before.shape == after.shape, f"{before.shape} is not {after.shape}"
     if keep == "off":
-        edited = Image.fromarray(_as_bytes(after)).resize(source.size, LANCZOS)
+        edited = Image.fromarray(as_bytes(after)).resize(source.size, LANCZOS)
     else:
         edited = _carry_over(source, before, after, keep, mask)
     if mask is not None:
@@ -108,7 +105,7 @@ def _carry_over(
     pixels = np.array(picture)
     enlarged = _denoised(grey(after) if change.made_grey else after, change.noise.pixel)
     for region, weight in regions:
-        _apply(pixels, picture, explain(change, region), weight, enlarged)
+        place(pixels, picture, explain(change, region), weight, enlarged)
     return Image.fromarray(pixels)
 
 
@@ -122,60 +119,6 @@ def _regions(changed: Region) -> list[tuple[Region, Field]]:
     labels, count = ndimage().label(reach < RIM_PX + FEATHER_PX)
     weight = np.clip((RIM_PX + FEATHER_PX - reach) / FEATHER_PX, 0, 1).astype(np.float32)
     return [(labels == i, np.where(labels == i, weight, 0)) for i in range(1, count + 1)]
-
-
-def _apply(
-    pixels: np.ndarray, picture: Image.Image, change: Explanation, weight: Field, result: Pixels
-) -> None:
-    """Write one region's change into ``pixels``, in strips: memory stays small."""
-    left, top, right, bottom = _box_around(weight, picture.size)
-    for first in range(top, bottom, STRIP_ROWS):
-        box = (left, first, right, min(first + STRIP_ROWS, bottom))
-        share = _enlarge(weight[..., None], picture.size, box, BILINEAR)
-        if not share.any():
-            continue
-        patch = picture.crop(box)
-        old = np.asarray(patch, np.float32) / 255
-        new = np.asarray(change.colour_map.apply(patch), np.float32) / 255
-        new += _enlarge(change.offset, picture.size, box, BILINEAR)
-        for channel in range(3):
-            slopes = _enlarge(change.slopes[:, :, channel], picture.size, box, BILINEAR)
-            new += old[..., channel, None] * slopes
-        replaced = _enlarge(change.replaced[..., None], picture.size, box, BILINEAR)
-        if replaced.any():
-            new += replaced * (_enlarge(result, picture.size, box, LANCZOS) - new)
-        mixed = _as_bytes(old + share * (new - old))
-        strip = pixels[box[1] : box[3], box[0] : box[2]]
-        np.copyto(strip, mixed, where=share > 0)
-
-
-def _box_around(weight: Field, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the weighted part, and of what enlarging spreads it to."""
-    box = []
-    for axis, length in ((1, size[0]), (0, size[1])):
-        used = np.flatnonzero(weight.any(axis=1 - axis))
-        scale = length / weight.shape[axis]
-        box.append(
-            (max(0, int((used[0] - 1) * scale)), min(length, int((used[-1] + 2) * scale) + 1))
-        )
-    (left, right), (top, bottom) = box
-    return left, top, right, bottom
-
-
-def _enlarge(
-    fields: Float32[np.ndarray, "h w c"],
-    size: tuple[int, int],
-    box: tuple[int, int, int, int],
-    method: Image.Resampling,
-) -> Float32[np.ndarray, "H W c"]:
-    """The part ``box`` of ``fields`` enlarged to ``size``."""
-    height, width = fields.shape[:2]
-    across, down = width / size[0], height / size[1]
-    part = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    out_size = (box[2] - box[0], box[3] - box[1])
-    planes = np.ascontiguousarray(np.moveaxis(fields, -1, 0), dtype=np.float32)
-    enlarged = [Image.fromarray(p).resize(out_size, method, part) for p in planes]
-    return np.stack([np.asarray(e) for e in enlarged], axis=-1)
 
 
 def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
@@ -202,7 +145,3 @@ def _as_float(picture: Num[np.ndarray, "h w 3"]) -> Pixels:
     if picture.dtype == np.uint8:
         return picture.astype(np.float32) / 255
     return picture.astype(np.float32)
-
-
-def _as_bytes(picture: Pixels) -> np.ndarray:
-    return np.rint(picture * 255).clip(0, 255).astype(np.uint8)
