@@ -110,7 +110,7 @@ def run(
 def _edit(
     editor: Editor, triplets: list[Triplet], settings: dict[str, Any]
 ) -> Iterator[tuple[Triplet, Any, Any]]:
-    output = editor.pipeline(
+    output: Any = editor.pipeline(
         image=[Image.fromarray(t.source) for t in triplets],
         prompt=[t.instructions[_language(t)] for t in triplets],
         height=triplets[0].source.shape[0],
@@ -131,9 +131,10 @@ def _score(triplet: Triplet, result: np.ndarray, reference: np.ndarray) -> ItemS
     source, target = triplet.source / 255, triplet.target / 255
     inside, outside = triplet.mask, ~triplet.mask
     gain = 1 - _mse(result, target, inside) / _mse(source, target, inside)
-    psnrs = kept = kept_with_mask = None
+    psnr_outside = psnr_outside_vae = kept = kept_with_mask = None
     if outside.mean() >= LEAST_OUTSIDE:
-        psnrs = [-10 * np.log10(_mse(picture, source, outside)) for picture in (result, reference)]
+        psnr_outside = _psnr(result, source, outside)
+        psnr_outside_vae = _psnr(reference, source, outside)
         picture = images.open_picture(Image.fromarray(triplet.source))
         kept, kept_with_mask = (
             float((np.asarray(restored) == triplet.source).all(-1)[outside].mean())
@@ -155,10 +156,16 @@ def _score(triplet: Triplet, result: np.ndarray, reference: np.ndarray) -> ItemS
         language,
         triplet.instructions[language],
         float(gain),
-        *(map(float, psnrs) if psnrs else (None, None)),
+        psnr_outside,
+        psnr_outside_vae,
         kept,
         kept_with_mask,
     )
+
+
+def _psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    """In dB, of values in [0, 1]; equal pictures count as 100 dB."""
+    return float(-10 * np.log10(max(_mse(a, b, where), 1e-10)))
 
 
 def _mse(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
@@ -179,7 +186,10 @@ def _mean(category: str, scores: list[ItemScore]) -> CategoryScore:
         float(gains.mean()),
         float(np.median(gains)),
         float((gains >= SUCCESS_GAIN).mean()),
-        *(mean(name) for name in ("psnr_outside", "psnr_outside_vae", "kept", "kept_with_mask")),
+        mean("psnr_outside"),
+        mean("psnr_outside_vae"),
+        mean("kept"),
+        mean("kept_with_mask"),
     )
 
 

@@ -1,0 +1,80 @@
+"""The model that ships: through the installed command, on real photographs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from step1x_edit.checkpoints.catalog import MINI_FOLDER
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (MINI_FOLDER / "model_index.json").exists(),
+        reason="the mini's weights are not in this tree",
+    ),
+]
+
+STEP1X = Path(sys.executable).parent / "step1x"
+PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "coffee.jpg"
+LIMIT_BYTES = 48_000_000
+
+
+def edit(picture: Path, instruction: str, out: Path, *options: str) -> Image.Image:
+    command = [str(STEP1X), "edit", str(picture), instruction, "-o", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Image.open(out)
+
+
+@pytest.fixture(scope="module")
+def three_megapixels(tmp_path_factory) -> Path:
+    """The example photograph at 3 megapixels, with the grain that enlarging took from it."""
+    path = tmp_path_factory.mktemp("photograph") / "photograph.png"
+    with Image.open(PHOTOGRAPH) as file:
+        big = file.convert("RGB").resize((2048, 1536), Image.Resampling.LANCZOS)
+    grain = np.random.default_rng(0).normal(0, 6, (1536, 2048, 1))
+    Image.fromarray((np.asarray(big) + grain).clip(0, 255).astype(np.uint8)).save(path)
+    return path
+
+
+def detail(picture: Image.Image) -> np.ndarray:
+    grey = np.asarray(picture.convert("L"), np.float32)
+    return grey - np.asarray(picture.convert("L").filter(ImageFilter.GaussianBlur(2)), np.float32)
+
+
+def test_the_shipped_folder_is_small_enough():
+    files = [file for file in MINI_FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= LIMIT_BYTES
+
+
+def test_a_photograph_becomes_grey_and_stays_sharp(three_megapixels, tmp_path):
+    result = edit(three_megapixels, "make it black and white", tmp_path / "a.png", "--seed", "1")
+    again = edit(three_megapixels, "make it black and white", tmp_path / "b.png", "--seed", "1")
+    source = Image.open(three_megapixels)
+    pixels = np.asarray(result.convert("RGB"), np.int16)
+    assert result.size == source.size
+    assert np.ptp(pixels, axis=-1).max() <= 2, "a channel differs from the others"
+    assert np.std(detail(result)) >= 0.9 * np.std(detail(source)), "detail of the source is lost"
+    correlation = np.corrcoef(np.asarray(source.convert("L")).ravel(), pixels[..., 0].ravel())[0, 1]
+    assert correlation >= 0.95, f"the picture is another one: correlation {correlation:.3f}"
+    assert np.array_equal(pixels, np.asarray(again.convert("RGB"), np.int16)), "not repeatable"
+
+
+def test_a_chinese_instruction_does_the_same(three_megapixels, tmp_path):
+    result = edit(three_megapixels, "变成黑白", tmp_path / "zh.png", "--seed", "1")
+    assert np.ptp(np.asarray(result.convert("RGB"), np.int16), axis=-1).max() <= 2
+
+
+def test_held_out_edits_gain(tmp_path):
+    """A few items of each category; the full table is `step1x bench mini`."""
+    command = [str(STEP1X), "bench", "mini", "--items", "8", "--out", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    gains = {row["category"]: row["median_gain"] for row in json.loads(done.stdout)}
+    for category in ("tone", "colour", "removal", "background"):
+        assert gains[category] >= 0.5, gains
+    assert gains["addition"] >= 0.25, gains
