@@ -94,7 +94,8 @@ class Batch:
         with working("checking", quiet=quiet, steps=True) as bar:
             for count, (name, item) in enumerate(tuple(self.todo.items()), 1):
                 try:
-                    picture = checks.check_pictures(item.request, local)
+                    picture = checks.check_pictures(item.request)
+                    checks.check_size(picture, item.request, local)
                 except (InvalidRequest, OSError) as error:
                     self._fail(name, error)
                 else:

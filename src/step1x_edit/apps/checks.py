@@ -52,8 +52,8 @@ def check_model(model: str) -> LocalModel | None:
     return LocalModel(folder, read_settings(index))
 
 
-def check_pictures(request: EditRequest, model: LocalModel | None) -> images.Picture | None:
-    """Open the picture and the mask of a request; the picture is None where one is drawn.
+def check_pictures(request: EditRequest) -> images.Picture | None:
+    """Open the picture and the mask of a request; None where a picture is drawn.
 
     Raises:
         InvalidRequest: One cannot be used.
@@ -61,12 +61,22 @@ def check_pictures(request: EditRequest, model: LocalModel | None) -> images.Pic
     if request.image is None:
         return None
     picture = images.open_picture(request.image, max_pixels=request.max_pixels)
-    level = request.size_level_px or (model and model.settings.size_level)
-    if level:
-        images.fit_size(*picture.rgb.size, level)
     if request.mask is not None:
         images.open_mask(request.mask, picture, max_pixels=request.max_pixels)
     return picture
+
+
+def check_size(
+    picture: images.Picture | None, request: EditRequest, model: LocalModel | None
+) -> None:
+    """Refuse a picture of a shape that the size rule cannot bring to the model's size.
+
+    Raises:
+        InvalidRequest: It is too elongated.
+    """
+    level = request.size_level_px or (model and model.settings.size_level)
+    if picture is not None and level:
+        images.fit_size(*picture.size, level)
 
 
 def check_outputs(

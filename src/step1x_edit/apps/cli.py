@@ -36,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double what `--help` costs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="The models that can be named, and what a folder holds.")
@@ -76,7 +77,10 @@ def edit(
     settings: dict[str, Any],
     runtime: RuntimeConfig,
 ) -> None:
-    """Edit PICTURE as INSTRUCTION says; the result has the picture's own size."""
+    """Edit PICTURE as INSTRUCTION says.
+
+    The result has the picture's own size, and what the edit did not change is left as it was.
+    """
     request = options.build(EditRequest, {"image": picture, "prompt": instruction, **settings})
     _make(request, runtime, output, model, overwrite=overwrite, quiet=quiet, as_json=as_json)
 
@@ -115,7 +119,11 @@ def batch(
     settings: dict[str, Any],
     runtime: RuntimeConfig,
 ) -> int:
-    """Edit every picture that JSON names; results keep the names. Goes on where it stopped."""
+    """Edit every picture that JSON names.
+
+    Results keep the names. What is done already, by the same model with the same settings, is
+    skipped; what fails is named at the end, with exit code 1.
+    """
     from step1x_edit.apps.batch import Batch
 
     plan = Batch.read(prompts, input_dir, output_dir, settings, overwrite=overwrite)
@@ -210,7 +218,8 @@ def _make(
 
     sources = [file for file in (request.image, request.mask) if isinstance(file, Path)]
     targets = checks.check_outputs(out, request.num_images, sources, overwrite=overwrite)
-    checks.check_pictures(request, checks.check_model(model))
+    picture = checks.check_pictures(request)
+    checks.check_size(picture, request, checks.check_model(model))
     editor = _load(model, runtime, quiet=quiet)
     with notes_afterwards(quiet=quiet):
         with working("editing" if sources else "drawing", quiet=quiet, steps=True) as bar:
@@ -244,7 +253,10 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except TyperException as error:  # what the parser refuses
-        if message := error.format_message():  # none where the help was shown for no command
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no command: the help itself
+            typer.echo(message)
+        else:
             complain(f"{message} (`step1x --help` lists what there is)")
         return BAD_REQUEST
     except Exception as error:

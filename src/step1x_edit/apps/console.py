@@ -2,14 +2,12 @@
 
 import errno
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
 
 from step1x_edit.errors import CheckpointError, InvalidRequest, MissingExtra, Step1XEditError
 
@@ -98,11 +96,19 @@ def working(what: str, *, quiet: bool = False, steps: bool = False) -> Iterator[
     Yields:
         A function that moves the bar.
     """
-    console = Console(stderr=True)
-    columns = [SpinnerColumn(), TextColumn("{task.description}")]
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich import progress  # a tenth of a second, which `--help` can do without
+    from rich.console import Console
+
+    columns: list[progress.ProgressColumn] = [
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+    ]
     if steps:
-        columns += [BarColumn(), MofNCompleteColumn()]
-    off = quiet or not console.is_terminal
-    with Progress(*columns, Elapsed(), console=console, transient=True, disable=off) as bar:
+        columns += [progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns.append(progress.TimeElapsedColumn())
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -116,7 +116,6 @@ def _option(
         flag,
         help=f"{info.description}{_limits(info)}",
         metavar=_metavar(info.annotation),
-        rich_help_panel="Runtime" if model is RuntimeConfig else "Settings",
     )
     return inspect.Parameter(
         field,
@@ -128,7 +127,7 @@ def _option(
 
 def _limits(info: FieldInfo) -> str:
     """The numbers that pydantic checks, for the help."""
-    words = {"ge": "from", "le": "to", "lt": "below", "multiple_of": "in steps of"}
+    words = {"ge": "from", "le": "to", "multiple_of": "in steps of"}
     if isinstance(info.json_schema_extra, dict) and LIMIT in info.json_schema_extra:
         return ""  # the description says it
     parts = [
