@@ -155,7 +155,9 @@ def test_every_link_and_every_named_path_exists(page):
 def test_pre_commit_runs_what_make_check_runs():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
-    planned = run("make", "--dry-run", "check", "-o", ".venv/dev.stamp", cwd=ROOT).stdout
+    planned = run(
+        "make", "--no-print-directory", "--dry-run", "check", "-o", ".venv/dev.stamp", cwd=ROOT
+    ).stdout
     assert hooks == planned.splitlines()
 
 
