@@ -59,7 +59,7 @@ def build(packages: Path, out: Path = ATLAS_DIR) -> None:
 
 def _read_exr_js(path: Path) -> np.ndarray:
     """The float RGB panorama (h, w, 3) that the package keeps as base64 OpenEXR in JavaScript."""
-    import OpenEXR
+    import OpenEXR  # pyright: ignore[reportMissingImports] - of the assets extra
 
     match = re.search(r"base64,([A-Za-z0-9+/=]+)", path.read_text())
     if match is None:
@@ -87,7 +87,7 @@ def _tone_map(radiance: np.ndarray) -> Image.Image:
 
 
 def _write_photographs(out: Path) -> None:
-    import skimage.data
+    import skimage.data  # pyright: ignore[reportMissingImports] - of the assets extra
 
     for name in PHOTOGRAPHS:
         pixels = getattr(skimage.data, name)()
