@@ -173,6 +173,29 @@ def test_ctrl_c_leaves_nothing_behind(here, tiny_model):
     assert files_of(here) == before
 
 
+@pytest.mark.parametrize("when", ["denoising", "writing"])
+def test_ctrl_c_at_the_worst_moment(say, here, monkeypatch, when):
+    (here / "out.png").write_bytes(b"old")
+    save = Image.Image.save
+
+    def half(image, target, *arguments, **options):
+        save(image, target, *arguments, **options)
+        raise KeyboardInterrupt
+
+    def stop(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    if when == "writing":
+        monkeypatch.setattr(Image.Image, "save", half)
+    else:
+        monkeypatch.setattr("step1x_edit.model.pipeline.euler_sample", stop)
+    before = files_of(here)
+    code, out, err = say(*EDIT)
+    assert (code, out) == (130, "")
+    assert err == "step1x: interrupted; nothing was left half-written\n"
+    assert files_of(here) == before
+
+
 def test_a_failure_while_running_is_one_line_with_exit_1(say, here, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the cat\nsat on it")
