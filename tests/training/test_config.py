@@ -1,3 +1,4 @@
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads_and_begins_with_its_command(path):
     assert isinstance(load(path), AutoencoderRun | EditRun)
-    assert f"configs/train/{path.name}" in path.read_text().splitlines()[0]
+    opening = "".join(takewhile(lambda line: line.startswith("#"), path.open(encoding="utf-8")))
+    assert f"python -m step1x_edit.training configs/train/{path.name}" in opening
 
 
 def test_kind_chooses_the_settings(tmp_path):
