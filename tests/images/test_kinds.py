@@ -1,4 +1,4 @@
-"""The odd kinds of picture: wide values, transparency, profiles, rotations, broken and lying files."""
+"""The odd kinds of picture: wide values, transparency, profiles, rotations, broken files."""
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ def test_a_broken_profile_is_left_out_and_said(opened, caplog):
 
 
 def test_lab_becomes_rgb(opened):
-    lab = Image.new("LAB", (4, 4), (138, 0, 0))  # a middle grey
+    lab = Image.new("LAB", (4, 4), (138, 128, 128))  # a middle grey
     red, green, blue = opened(encoded(lab, "TIFF")).rgb.getpixel((0, 0))
     assert abs(red - 128) < 10
     assert max(red, green, blue) - min(red, green, blue) <= 6
@@ -185,7 +185,7 @@ def test_damage_gives_a_picture_or_one_line(kind, places, tmp_path_factory):
     try:
         assert open_picture(path, max_pixels=100_000).rgb.mode == "RGB"
     except InvalidRequest as refusal:
-        assert "\n" not in str(refusal)
+        assert "\n" not in str(refusal)  # noqa: PT017 - either outcome is right
 
 
 def test_equal_pictures_have_equal_hashes_and_others_not():

@@ -19,7 +19,8 @@ LUT_SIZE = 33
 KNOTS = (6 / 32, 13 / 32, 19 / 32, 26 / 32)
 NUM_STRAIGHT = 4
 NUM_FEATURES = NUM_STRAIGHT + 3 * len(KNOTS)
-NUM_ROBUST_ROUNDS = 8
+NUM_ROUNDS = 12
+NUM_ABSOLUTE_ROUNDS = 7
 MAX_FITTED_COLOURS = 20_000
 # A curve must leave less than this part of the straight fit's squared residual.
 CURVE_GAIN = 0.9
@@ -101,11 +102,16 @@ def _fit(
     ridge = len(used) * (0.4 * noise**2 + 2e-7) * RIDGE[:num_features, :num_features]
     coefficients = np.zeros((features.shape[1], 3))
     weights = np.ones(len(used))
-    for _ in range(NUM_ROBUST_ROUNDS):
+    for round_number in range(NUM_ROUNDS):
         weighted = used * weights[:, None]
         solved = np.linalg.solve(weighted.T @ used + ridge, weighted.T @ changes)
         coefficients[:num_features] = solved
-        weights = _biweight(distance(changes - used @ solved), noise)
+        off = distance(changes - used @ solved)
+        if round_number < NUM_ABSOLUTE_ROUNDS:
+            # Least absolute differences: has one minimum, from which the biweight finds the best.
+            weights = np.median(off) / np.maximum(off, noise)
+        else:
+            weights = _biweight(off, noise)
     return coefficients
 
 
