@@ -39,11 +39,11 @@ SPECKLE_SHARE = 0.0006
 SPECKLE_LEAST_PX = 6
 CLOSING_PX = 2
 HOLE_SHARE = 0.004
-# A colour map is the whole picture's when it leaves less than this part of the squared difference,
+# A colour map is the whole picture's when it leaves less than this part of the median difference,
 # foresees a visible change in this share of the pixels, is nearer to the result than the source in
 # this share of those, and where no change was seen leaves less than this part of the difference
 # there, unless that is less than this share.
-GLOBAL_LEFT = 0.2
+GLOBAL_LEFT = 0.36
 LEAST_VISIBLE = 2 / 255
 GLOBAL_LEAST_SHARE = 0.2
 GLOBAL_VOTE = 0.8
@@ -182,7 +182,7 @@ def _holds_everywhere(before: Pixels, mapped: Pixels, after: Pixels, region: Reg
     expected, off_map, off_identity = (
         distance(smooth(d, COARSE_PX)) for d in (mapped - before, after - mapped, after - before)
     )
-    if np.square(off_map).sum() > GLOBAL_LEFT * np.square(off_identity).sum():
+    if np.median(off_map) > GLOBAL_LEFT * np.median(off_identity):
         return False
     foreseen = expected > LEAST_VISIBLE
     if foreseen.mean() < GLOBAL_LEAST_SHARE:

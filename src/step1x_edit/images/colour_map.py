@@ -57,7 +57,10 @@ class ColourMap:
 
 
 def fit_colour_map(
-    colours: Float32[np.ndarray, "n 3"], targets: Float32[np.ndarray, "n 3"], noise: float
+    colours: Float32[np.ndarray, "n 3"],
+    targets: Float32[np.ndarray, "n 3"],
+    noise: float,
+    weights: Float32[np.ndarray, " n"] | None = None,
 ) -> ColourMap:
     """Fit the colour map that most pixels follow.
 
@@ -69,11 +72,15 @@ def fit_colour_map(
         colours: Colours before, in [0, 1].
         targets: Colours after, in [0, 1].
         noise: Difference in ``targets`` that is not worth explaining.
+        weights: How much each pixel counts; all the same where None.
     """
     step = -(-len(colours) // MAX_FITTED_COLOURS)
     features = _features(colours[::step].astype(np.float64))
     changes = targets[::step].astype(np.float64) - colours[::step]
-    straight, curved = (_fit(features, changes, n, noise) for n in (NUM_STRAIGHT, NUM_FEATURES))
+    counts = np.ones(len(features)) if weights is None else weights[::step].astype(np.float64)
+    straight, curved = (
+        _fit(features, changes, counts, n, noise) for n in (NUM_STRAIGHT, NUM_FEATURES)
+    )
     left = [np.median(distance(changes - features @ fit)) ** 2 for fit in (straight, curved)]
     floor = (0.3 * noise) ** 2
     best = curved if left[1] + floor < CURVE_GAIN * (left[0] + floor) else straight
@@ -94,6 +101,7 @@ def grey(colours: Colours) -> Colours:
 def _fit(
     features: Float[np.ndarray, "n features"],
     changes: Float[np.ndarray, "n 3"],
+    counts: Float[np.ndarray, " n"],
     num_features: int,
     noise: float,
 ) -> Float[np.ndarray, "features 3"]:
@@ -103,7 +111,7 @@ def _fit(
     coefficients = np.zeros((features.shape[1], 3))
     weights = np.ones(len(used))
     for round_number in range(NUM_ROUNDS):
-        weighted = used * weights[:, None]
+        weighted = used * (counts * weights)[:, None]
         solved = np.linalg.solve(weighted.T @ used + ridge, weighted.T @ changes)
         coefficients[:num_features] = solved
         off = distance(changes - used @ solved)

@@ -32,6 +32,7 @@ LEFTOVER_NOISE = 2.5
 # Likeness granted to a window without edges, in squared gradient noise.
 NO_EDGE = 0.5
 REGION_PRIOR = 0.3
+RIM_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def explain(change: Change, region: Region) -> Explanation:
         region: The changed region and a rim around it, at least one pixel.
     """
     before, after = change.before, change.after
-    colour_map = fit_colour_map(before[region], after[region], change.noise.smoothed)
+    # The rim did not change; it may only decide between maps that suit the region as well.
+    counts = np.where(change.region[region], 1, RIM_WEIGHT).astype(np.float32)
+    colour_map = fit_colour_map(before[region], after[region], change.noise.smoothed, counts)
     if change.made_grey:
         colour_map = colour_map.as_grey()
     weights = region.astype(np.float32)

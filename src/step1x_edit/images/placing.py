@@ -27,7 +27,7 @@ def place(
     picture: Image.Image,
     change: Explanation,
     weight: Field,
-    result: Pixels,
+    result: Float32[np.ndarray, "model_h model_w 3"],
 ) -> None:
     """Write one region's change into ``pixels``; where ``weight`` is 0, they stay bit for bit.
 

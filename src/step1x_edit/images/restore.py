@@ -10,7 +10,7 @@ import logging
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float32, Num
 from PIL import Image
 
 from step1x_edit.images.change import find_change
@@ -121,7 +121,7 @@ def _regions(changed: Region) -> list[tuple[Region, Field]]:
     return [(labels == i, np.where(labels == i, weight, 0)) for i in range(1, count + 1)]
 
 
-def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
+def _resized(picture: Pixels, size: tuple[int, int]) -> Float32[np.ndarray, "new_h new_w 3"]:
     """Area mean at another size (width, height)."""
     if size == (picture.shape[1], picture.shape[0]):
         return picture

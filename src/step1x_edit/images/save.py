@@ -5,6 +5,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import secrets
@@ -89,7 +90,9 @@ def save(image: Image.Image, path: Path, provenance_json: str) -> None:
         image = Image.alpha_composite(white, image).convert("RGB")
     options = options | _metadata(kind, provenance_json, path.suffix)
     with _replacing(path) as beside:
-        image.save(beside, format=kind, **options)
+        encoded = io.BytesIO()  # libtiff tells nobody that the disk is full
+        image.save(encoded, format=kind, **options)
+        beside.write_bytes(encoded.getvalue())
 
 
 def read_provenance_json(path: Path) -> str | None:
