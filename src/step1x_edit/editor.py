@@ -90,7 +90,7 @@ class Editor:
                 on_progress(step + 1, settings["num_inference_steps"])
 
         output: Any = self.pipeline(
-            image=None if picture is None else picture.rgb,
+            image=None if picture is None else picture.on_white,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.num_images,
