@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from step1x_edit.errors import InvalidRequest
-from step1x_edit.training.config import AutoencoderRun, EditRun, load
+from step1x_edit.training.config import AutoencoderRun, EditRun, ReadingRun, load
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n"
@@ -12,7 +12,7 @@ EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads_and_begins_with_its_command(path):
-    assert isinstance(load(path), AutoencoderRun | EditRun)
+    assert isinstance(load(path), AutoencoderRun | EditRun | ReadingRun)
     opening = "".join(takewhile(lambda line: line.startswith("#"), path.open(encoding="utf-8")))
     assert f"python -m step1x_edit.training configs/train/{path.name}" in opening
 

@@ -51,9 +51,8 @@ def make_triplet(
     captions = (
         {language: describe(edit.after, language) for language in ("en", "zh")} if named else {}
     )
-    return Triplet(
-        category, before, after, mask, phrase(rng, edit.phrasing, edit.words), captions, seed
-    )
+    instructions = phrase(rng, edit.phrasing, edit.words)
+    return Triplet(category, before, after, mask, instructions, captions, edit, seed)
 
 
 def sample_category(rng: np.random.Generator, shares: Mapping[str, float]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from step1x_edit.datagen.operators.base import Edit
+
 
 @dataclass(frozen=True)
 class Triplet:
@@ -20,5 +22,7 @@ class Triplet:
     """Language (en, zh) → the instruction."""
     captions: dict[str, str]
     """Language → what the target shows, for text to image; empty where it cannot be said."""
+    edit: Edit
+    """The scenes before and after, and the words of the instruction."""
     seed: int
     """The seed that makes this triplet again."""

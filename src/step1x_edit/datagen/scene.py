@@ -8,7 +8,7 @@ bit wherever nothing was changed, shadows and occlusion included. Operators chan
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from step1x_edit.datagen.atlas import Atlas
@@ -97,13 +97,11 @@ def render(scene: Scene, atlas: Atlas) -> Pixels:
         sRGB in [0, 1] of the background's size.
     """
     picture = scene.background.copy()
-    height, width = picture.shape[:2]
     for placed in scene.objects:
-        sprite = atlas.sprite(placed.name, round(placed.size * min(width, height)))
+        sprite, top, left = _place(placed, atlas, picture.shape[:2])
         if placed.colour is not None:
             sprite = tint(sprite, COLOURS[placed.colour].rgb)
         rows, columns = sprite.shape[:2]
-        top, left = round(placed.y * height - rows / 2), round(placed.x * width - columns / 2)
         _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
         _composite(picture, sprite, top, left)
     return picture
@@ -111,16 +109,37 @@ def render(scene: Scene, atlas: Atlas) -> Pixels:
 
 def coverage(scene: Scene, atlas: Atlas, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
     """Where objects (not their shadows) hide the background; `size` is (height, width)."""
-    blank = replace(scene, background=np.zeros((*size, 3), np.float32))
-    alpha = np.zeros(size, np.float32)
-    for placed in blank.objects:
-        sprite = atlas.sprite(placed.name, round(placed.size * min(size)))
-        rows, columns = sprite.shape[:2]
-        top, left = round(placed.y * size[0] - rows / 2), round(placed.x * size[1] - columns / 2)
-        part, (r, c) = _clip(sprite, top, left, size)
-        view = alpha[r : r + part.shape[0], c : c + part.shape[1]]
-        np.maximum(view, part[..., 3], out=view)
-    return alpha > 0
+    return owners(scene, atlas, size, opaque_from=0.0) >= 0
+
+
+def owners(
+    scene: Scene, atlas: Atlas, size: tuple[int, int], opaque_from: float = 0.5
+) -> Int[np.ndarray, "height width"]:
+    """Which object each pixel shows: its index in the scene, -1 for the background.
+
+    Args:
+        scene: The objects; the background is not looked at.
+        atlas: The art.
+        size: (height, width) in pixels.
+        opaque_from: An object owns the pixels where its opacity, 0 to 1, is above this.
+    """
+    owner = np.full(size, -1)
+    for index, placed in enumerate(scene.objects):
+        sprite, top, left = _place(placed, atlas, size)
+        part, (row, column) = _clip(sprite, top, left, size)
+        view = owner[row : row + part.shape[0], column : column + part.shape[1]]
+        view[part[..., 3] > opaque_from] = index
+    return owner
+
+
+def _place(
+    placed: PlacedObject, atlas: Atlas, size: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "h w 4"], int, int]:
+    """An object's sprite in its own colours, and its top and left edge in the picture."""
+    height, width = size
+    sprite = atlas.sprite(placed.name, round(placed.size * min(size)))
+    rows, columns = sprite.shape[:2]
+    return sprite, round(placed.y * height - rows / 2), round(placed.x * width - columns / 2)
 
 
 def tint(

@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from step1x_edit.training.config import AutoencoderRun, load
+from step1x_edit.training.config import AutoencoderRun, ReadingRun, load
 
 
 def main() -> None:
@@ -17,6 +17,10 @@ def main() -> None:
         from step1x_edit.training import autoencoder
 
         autoencoder.train(config)
+    elif isinstance(config, ReadingRun):
+        from step1x_edit.training import reading
+
+        reading.train(config)
     else:
         from step1x_edit.training import trainer
 

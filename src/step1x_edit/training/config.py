@@ -46,6 +46,22 @@ class AutoencoderRun(_Settings):
     bf16: bool = True
 
 
+class ReadingRun(_Settings):
+    """Training of the instruction encoder and the connector on sentences alone."""
+
+    kind: Literal["reading"]
+    folder: Path
+    processor: Path = Field(description="folder of the tokenizer and picture preprocessing")
+    start: Path | None = Field(None, description="model folder whose weights the run begins with")
+    seed: int = 0
+    batch_size: int = Field(default=128, gt=0)
+    num_steps: int = Field(default=1500, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    decay_share: float = Field(default=0.3, ge=0, le=1)
+    zh_share: float = Field(default=0.4, ge=0, le=1, description="share of Chinese instructions")
+    bf16: bool = True
+
+
 class EditRun(_Settings):
     """Training of the mini model's transformer and instruction encoder, together."""
 
@@ -66,16 +82,19 @@ class EditRun(_Settings):
     changed_weight: float = Field(
         default=3.0, ge=0, description="extra loss weight of tokens that the edit changes"
     )
+    scene_weight: float = Field(
+        default=0.3, ge=0, description="weight of the scene labels' loss; see alignment"
+    )
     instruction_dropout: float = Field(default=0.1, ge=0, le=1)
     zh_share: float = Field(default=0.4, ge=0, le=1, description="share of Chinese instructions")
     text_to_image_share: float = Field(default=0.1, ge=0, le=1)
     bf16: bool = True
 
 
-Run = Annotated[AutoencoderRun | EditRun, Field(discriminator="kind")]
+Run = Annotated[AutoencoderRun | ReadingRun | EditRun, Field(discriminator="kind")]
 
 
-def load(path: Path) -> AutoencoderRun | EditRun:
+def load(path: Path) -> AutoencoderRun | ReadingRun | EditRun:
     """Read a run's YAML.
 
     Raises:

@@ -3,11 +3,12 @@
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -17,6 +18,7 @@ from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet, sample_cat
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
+from step1x_edit.training.alignment import token_labels
 from step1x_edit.training.config import DataSettings
 
 Collate = Callable[[list[Triplet], np.random.Generator], Any]
@@ -53,7 +55,7 @@ class TripletBatches(IterableDataset[Any]):
         worker = get_worker_info()
         stride, number = (worker.num_workers, worker.id) if worker else (1, 0)
         torch.set_num_threads(1)
-        atlas = Atlas()
+        atlas = _atlas()
         sizes = list(self.settings.sizes)
         weights = np.asarray([self.settings.sizes[size] for size in sizes])
         number += self.first_batch
@@ -75,8 +77,11 @@ class TripletBatches(IterableDataset[Any]):
 def batches(stream: TripletBatches) -> Iterator[Any]:
     """Run a stream in the settings' number of worker processes."""
     num_workers = stream.settings.num_workers
-    if num_workers == 0:
-        return iter(stream)
+    return in_worker(stream, num_workers) if num_workers else iter(stream)
+
+
+def in_worker(stream: IterableDataset[Any], num_workers: int) -> Iterator[Any]:
+    """Run a stream of whole batches in worker processes."""
     return iter(
         DataLoader(
             stream,
@@ -104,6 +109,8 @@ class EditBatch:
     changed: Float[Tensor, "batch tokens"]
     """Share of each token's pixels that the edit changes; 1 everywhere for text to image."""
     instructions: InstructionTokens
+    labels: Int[Tensor, "batch tokens 5"]
+    """See `alignment.token_labels`."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +136,23 @@ class EditCollate:
         chosen = captioned if drawing else triplets
         words = [self._words(t.captions if drawing else t.instructions, rng) for t in chosen]
         pictures = [None if drawing else Image.fromarray(t.source) for t in chosen]
+        labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])
         changed = np.stack([_pool(np.ones_like(t.mask) if drawing else t.mask) for t in chosen])
         return EditBatch(
             source=None if drawing else _stack([t.source for t in chosen]),
             target=_stack([t.target for t in chosen]),
             changed=torch.from_numpy(changed),
             instructions=self.tokenize(pictures, words),
+            labels=torch.from_numpy(labels),
         )
 
     def _words(self, by_language: dict[str, str], rng: np.random.Generator) -> str:
         words = by_language["zh" if rng.random() < self.zh_share else "en"]
         return "" if rng.random() < self.dropout else words
+
+
+_atlas = lru_cache(Atlas)
+"""One a process: its sprites are cached."""
 
 
 def _stack(pictures: list[np.ndarray]) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
+from diffusers.models.activations import GELU
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -20,6 +21,7 @@ from step1x_edit.model.instruction import InstructionEncoder, load_text_encoder
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, encode_pictures
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
+from step1x_edit.training.alignment import SceneHead
 from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
 from step1x_edit.training.loop import TrainingRun, run_loop
@@ -37,6 +39,7 @@ NOT_ORTHOGONALISED = (
     "global_proj",
     "patch_embed",
     "lm_head",
+    "scene_head",
 )
 """Parameters in whose names one of these stands keep AdamW: embeddings, modulations, the ends of
 the network."""
@@ -61,17 +64,27 @@ class EditTraining:
         self.transformer, text_encoder = (
             (build_transformer(), build_text_encoder(processor))
             if config.start is None
-            else _read(config.start)
+            else read_networks(config.start)
         )
         # At the mini's lengths written-out attention and one batched vision tower are several times
         # faster to train than the stock kernels and the loop over pictures.
         text_encoder.set_attn_implementation("eager")
         batch_vision(text_encoder)
+        # On a CPU the exact GELU is faster than its tanh form; they differ by less than bfloat16 does.
+        for module in self.transformer.modules():
+            if isinstance(module, nn.GELU | GELU):
+                module.approximate = "none"
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
         nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
+        blocks = self.transformer.single_transformer_blocks
+        self.scene_head = SceneHead(blocks[len(blocks) // 2], self.transformer.inner_dim)
         self.trained = nn.ModuleDict(
-            {"transformer": self.transformer, "text_encoder": self.encoder.text_encoder}
+            {
+                "transformer": self.transformer,
+                "text_encoder": self.encoder.text_encoder,
+                "scene_head": self.scene_head,
+            }
         )
 
     def loss_of(self, batch: EditBatch) -> tuple[Float[Tensor, ""], int]:
@@ -100,8 +113,10 @@ class EditTraining:
                 txt_ids=txt_ids,
                 return_dict=False,
             )[0][:, : target.shape[1]]
+            scene_loss = self.scene_head.loss(batch.labels)
         weight = 1 + self.config.changed_weight * batch.changed
-        return velocity_loss(predicted, target, noise, weight), len(target)
+        loss = velocity_loss(predicted, target, noise, weight)
+        return loss + self.config.scene_weight * scene_loss, len(target)
 
     @torch.no_grad()
     def _tokens(self, pictures: Tensor) -> Float[Tensor, "batch tokens channels"]:
@@ -114,7 +129,7 @@ class EditTraining:
         self.encoder.text_encoder.save_pretrained(folder / "text_encoder")
 
 
-def _read(
+def read_networks(
     folder: Path,
 ) -> tuple[Step1XEditTransformer2DModel, Qwen2_5_VLForConditionalGeneration]:
     """The networks of a model folder, in float32."""

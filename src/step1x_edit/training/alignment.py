@@ -1,0 +1,111 @@
+"""What the picture tokens should know half-way through the transformer: the scene they show.
+
+Representation alignment (REPA, Yu et al. 2024) pulls hidden features of a diffusion transformer
+towards a vision model's, because learning *what* a picture shows from the velocity alone is slow.
+Here the data engine knows what every token shows, so a linear head reads exact labels instead: the
+reference tokens those of the scene before the edit, the noisy target tokens those after it, which
+at high noise follow from the instruction alone. The head is thrown away after training.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.backgrounds import NAMED
+from step1x_edit.datagen.operators.tone import TONES
+from step1x_edit.datagen.records import Triplet
+from step1x_edit.datagen.scene import Scene, owners
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS
+from step1x_edit.model.latents import PIXELS_PER_TOKEN
+
+UNKNOWN = -100
+"""A label that is not scored."""
+
+
+def numbered(names: Iterable[str]) -> dict[str | None, int]:
+    """Names → labels; None is 0."""
+    return {None: 0} | {name: number for number, name in enumerate(names, 1)}
+
+
+OBJECT_LABELS = numbered(OBJECTS)
+COLOUR_LABELS = numbered(COLOURS)
+BACKGROUND_LABELS = numbered(NAMED)
+TONE_LABELS = numbered(TONES)
+NUM_CLASSES = (
+    len(OBJECT_LABELS), len(COLOUR_LABELS), len(BACKGROUND_LABELS), len(TONE_LABELS), 2,
+)  # fmt: skip
+"""Of a token's object, its colour, the background behind, the tone over all, and whether the edit
+changes it."""
+LEAST_SHARE = 0.25
+"""A token shows an object that owns this share of its pixels."""
+
+
+def token_labels(
+    triplet: Triplet, atlas: Atlas, *, target_only: bool = False
+) -> Int[np.ndarray, "tokens 5"]:
+    """The labels of a triplet's target tokens, then those of its reference tokens, row by row."""
+    changed = _squares(triplet.mask).mean(-1) > 0
+    edit = triplet.edit
+    tone = TONE_LABELS.get(edit.phrasing, 0)
+    target = _scene_labels(edit.after, atlas, triplet.mask.shape, tone, changed)
+    if target_only:
+        return target
+    return np.concatenate(
+        [target, _scene_labels(edit.before, atlas, triplet.mask.shape, 0, changed)]
+    )
+
+
+def _scene_labels(
+    scene: Scene, atlas: Atlas, size: tuple[int, ...], tone: int, changed: np.ndarray
+) -> Int[np.ndarray, "tokens 5"]:
+    owner = _squares(owners(scene, atlas, (size[0], size[1])))  # (tokens, pixels)
+    objects = np.zeros(len(owner), np.int64)
+    colours = np.zeros(len(owner), np.int64)
+    for index, placed in enumerate(scene.objects):
+        shown = (owner == index).mean(-1) >= LEAST_SHARE
+        objects[shown], colours[shown] = OBJECT_LABELS[placed.name], COLOUR_LABELS[placed.colour]
+    behind = UNKNOWN if scene.background_name is None else BACKGROUND_LABELS[scene.background_name]
+    labels = [objects, colours, np.full(len(owner), behind), np.full(len(owner), tone), changed]
+    return np.stack(labels, -1)
+
+
+def _squares(picture: np.ndarray) -> np.ndarray:
+    """(height, width) → (tokens, pixels of a token), row by row."""
+    rows, columns = (side // PIXELS_PER_TOKEN for side in picture.shape)
+    cut = picture.reshape(rows, PIXELS_PER_TOKEN, columns, PIXELS_PER_TOKEN)
+    return cut.swapaxes(1, 2).reshape(rows * columns, -1)
+
+
+class SceneHead(nn.Module):
+    """Linear reading of the labels from the output of one transformer block.
+
+    Args:
+        block: The block; a hook keeps the picture tokens of its last call.
+        dim: Their width.
+    """
+
+    def __init__(self, block: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(dim, sum(NUM_CLASSES))
+        self._tokens: Tensor | None = None
+        block.register_forward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
+        self._tokens = output[1]
+
+    def loss(self, labels: Int[Tensor, "batch tokens 5"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the five labels after a forward pass of the transformer."""
+        assert self._tokens is not None
+        tokens, self._tokens = self._tokens, None
+        logits = self.read(layer_norm(tokens, tokens.shape[-1:])).float()
+        losses = [
+            cross_entropy(part.flatten(0, 1), labels[..., i].flatten(), ignore_index=UNKNOWN)
+            for i, part in enumerate(logits.split(NUM_CLASSES, -1))
+            if bool((labels[..., i] != UNKNOWN).any())
+        ]
+        return torch.stack(losses).mean()

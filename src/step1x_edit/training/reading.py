@@ -1,0 +1,189 @@
+"""Teach the instruction encoder and the connector to read, before anything is drawn.
+
+The velocity of a noisy picture says little about a sentence, so a text path that begins from
+nothing is ignored for tens of thousands of pictures. Sentences alone cost next to nothing: here
+linear heads learn to tell, from the connector's pooled vector and from the context token of the
+last word, which edit is asked for and what each slot of the wording holds. The heads are thrown
+away; the transformer then finds the words' meaning ready to use.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import IterableDataset
+
+from step1x_edit.datagen.backgrounds import NAMED
+from step1x_edit.datagen.captions import PHRASINGS
+from step1x_edit.datagen.operators.tone import TONES
+from step1x_edit.datagen.scene import article
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
+from step1x_edit.model.batched_vision import batch_vision
+from step1x_edit.model.instruction import (
+    InstructionEncoder,
+    InstructionTokenizer,
+    InstructionTokens,
+)
+from step1x_edit.model.processor import PictureProcessor
+from step1x_edit.training.alignment import BACKGROUND_LABELS, COLOUR_LABELS, OBJECT_LABELS, numbered
+from step1x_edit.training.config import ReadingRun
+from step1x_edit.training.dataset import in_worker
+from step1x_edit.training.loop import TrainingRun, run_loop
+from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
+from step1x_edit.training.trainer import read_networks
+
+logger = logging.getLogger(__name__)
+
+PHRASING_LABELS = numbered(PHRASINGS)
+POSITION_LABELS = numbered(POSITIONS)
+NUM_CLASSES = tuple(
+    map(len, (PHRASING_LABELS, OBJECT_LABELS, COLOUR_LABELS, POSITION_LABELS, BACKGROUND_LABELS))
+)
+TONE_SHARE = 0.3
+COLOURED_SHARE = 0.3
+"""Of added objects; see `operators.addition`."""
+
+
+def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[int]]:
+    """A random instruction and the labels of phrasing, object, colour, position and background."""
+    others = [kind for kind in PHRASINGS if kind not in TONES]
+    kind = str(rng.choice(list(TONES) if rng.random() < TONE_SHARE else others))
+    zh = language == "zh"
+    wording = str(rng.choice(PHRASINGS[kind][language]))
+    name, colour, position, background = (
+        str(rng.choice(list(table))) for table in (OBJECTS, COLOURS, POSITIONS, NAMED)
+    )
+    added = kind == "addition"
+    coloured = "{colour}" in wording or (added and rng.random() < COLOURED_SHARE)
+    if zh:
+        noun = (f"{COLOURS[colour].zh}的" if added and coloured else "") + OBJECTS[name].zh
+        words = {
+            "object": noun, "colour": COLOURS[colour].zh,
+            "where": POSITIONS[position][0], "background": NAMED[background].zh,
+        }  # fmt: skip
+    else:
+        noun = f"{colour} {name}" if added and coloured else name
+        words = {
+            "object": noun, "a_object": f"{article(noun)} {noun}", "colour": colour,
+            "where": f"{'in' if position == 'middle' else 'on'} the {position}",
+            "background": background,
+        }  # fmt: skip
+    sentence = wording.format(**words)
+    return sentence, [
+        PHRASING_LABELS[kind],
+        OBJECT_LABELS[name] if "object}" in wording else 0,
+        COLOUR_LABELS[colour] if coloured else 0,
+        POSITION_LABELS[position] if "{where}" in wording else 0,
+        BACKGROUND_LABELS[background] if "{background}" in wording else 0,
+    ]
+
+
+class SentenceBatches(IterableDataset[Any]):
+    """Endless batches of tokenised sentences and their labels (batch, 5)."""
+
+    def __init__(self, run: ReadingRun, tokenize: InstructionTokenizer, first_batch: int) -> None:
+        self.run, self.tokenize, self.number = run, tokenize, first_batch
+
+    def __iter__(self) -> Iterator[tuple[InstructionTokens, Int[Tensor, "batch 5"]]]:
+        """Yield batches for ever; batch number n is a function of (seed, n)."""
+        while True:
+            rng = np.random.default_rng([self.run.seed, self.number])
+            chosen = [
+                "zh" if rng.random() < self.run.zh_share else "en"
+                for _ in range(self.run.batch_size)
+            ]
+            sentences, labels = zip(*(sample_sentence(rng, c) for c in chosen), strict=True)
+            yield self.tokenize([None] * len(chosen), sentences), torch.tensor(labels)
+            self.number += 1
+
+
+class ReadingTraining:
+    """The networks of a run and the loss of a batch of sentences."""
+
+    def __init__(self, config: ReadingRun) -> None:
+        torch.manual_seed(config.seed)
+        processor = PictureProcessor.from_pretrained(config.processor)
+        self.transformer, text_encoder = (
+            (build_transformer(), build_text_encoder(processor))
+            if config.start is None
+            else read_networks(config.start)
+        )
+        text_encoder.set_attn_implementation("eager")
+        batch_vision(text_encoder)
+        self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
+        self.bf16 = config.bf16
+        settings = self.transformer.config
+        self.heads = nn.ModuleList(
+            nn.Linear(settings[width], sum(NUM_CLASSES))
+            for width in ("vector_in_dim", "joint_attention_dim")
+        )
+        self.trained = nn.ModuleDict(
+            {
+                "connector": self.transformer.connector,
+                "text_encoder": self.encoder.text_encoder,
+                "heads": self.heads,
+            }
+        )
+
+    def read(self, tokens: InstructionTokens) -> list[Float[Tensor, "batch classes"]]:
+        """Both heads' logits."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            features = self.encoder.encode(tokens)
+            times = torch.rand(len(features.features))
+            context, pooled = self.transformer.connector(features.features, times, features.mask)
+            last = context[torch.arange(len(context)), features.mask.sum(1) - 1]
+            return [
+                head(read).float() for head, read in zip(self.heads, (pooled, last), strict=True)
+            ]
+
+    def loss_of(
+        self, batch: tuple[InstructionTokens, Int[Tensor, "batch 5"]]
+    ) -> tuple[Tensor, int]:
+        """Mean cross-entropy over heads and slots, and the number of sentences."""
+        tokens, labels = batch
+        losses = [
+            cross_entropy(part, labels[:, slot])
+            for logits in self.read(tokens)
+            for slot, part in enumerate(logits.split(NUM_CLASSES, -1))
+        ]
+        return torch.stack(losses).mean(), len(labels)
+
+    @torch.no_grad()
+    def accuracy(self, batch: tuple[InstructionTokens, Int[Tensor, "batch 5"]]) -> list[float]:
+        """Share of sentences read right in all slots, from the pooled vector and the last word."""
+        tokens, labels = batch
+        return [
+            float(
+                torch.stack([part.argmax(-1) for part in logits.split(NUM_CLASSES, -1)], -1)
+                .eq(labels).all(-1).float().mean()
+            )
+            for logits in self.read(tokens)
+        ]  # fmt: skip
+
+
+def train(config: ReadingRun) -> None:
+    """Train, or go on training, and write the networks to the run's ``model`` folder."""
+    training = ReadingTraining(config)
+    optimizer = torch.optim.AdamW(
+        training.trained.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    run = TrainingRun(
+        config.folder, training.trained, [optimizer], config.lr, config.num_steps,
+        decay_share=config.decay_share,
+    )  # fmt: skip
+    run.restore()
+    stream = SentenceBatches(config, training.encoder.tokenizer, run.step)
+    run_loop(run, in_worker(stream, 1), training.loss_of)
+    run.load_ema_into(training.trained)
+    held_out = next(iter(SentenceBatches(config, training.encoder.tokenizer, 2**40)))
+    pooled, last = training.accuracy(held_out)
+    logger.info(
+        "all slots right: %.3f from the pooled vector, %.3f from the last word", pooled, last
+    )
+    training.transformer.save_pretrained(config.folder / "model" / "transformer")
+    training.encoder.text_encoder.save_pretrained(config.folder / "model" / "text_encoder")
