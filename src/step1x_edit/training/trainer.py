@@ -70,7 +70,7 @@ class EditTraining:
         # faster to train than the stock kernels and the loop over pictures.
         text_encoder.set_attn_implementation("eager")
         batch_vision(text_encoder)
-        # On a CPU the exact GELU is faster than its tanh form, and nearer to it than bfloat16 tells.
+        # On a CPU the exact GELU is faster than its tanh form; bfloat16 hardly tells them apart.
         for module in self.transformer.modules():
             if isinstance(module, nn.GELU | GELU):
                 module.approximate = "none"
