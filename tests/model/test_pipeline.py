@@ -235,6 +235,22 @@ def test_references_are_the_sources_as_the_autoencoder_renders_them(pipeline):
     assert pipeline(source, "a", output_type="latent").references is None
 
 
+@torch.no_grad()
+def test_several_results_encode_and_render_their_picture_once(pipeline, monkeypatch):
+    encoded = []
+    encode = pipeline.vae.encode
+    monkeypatch.setattr(pipeline.vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    made = pipeline(
+        [picture(64, 64, 1), picture(64, 64, 2)], "a", num_images_per_prompt=3, output_type="np",
+        return_references=True,
+    )  # fmt: skip
+    assert encoded == [2]
+    assert len(made.images) == len(made.references) == 6
+    assert made.references[0] is made.references[2]
+    assert difference(made.references[2], made.references[3]) > 0.01
+    assert difference(made.images[0], made.images[1]) > 0.01
+
+
 def test_text_to_image(pipeline):
     drawn = pipeline(prompt="a red car", generator=generator(0)).images[0]
     assert drawn.size == (64, 64)  # the model's own size level

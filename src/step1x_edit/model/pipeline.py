@@ -238,11 +238,7 @@ class Step1XEditPipeline(DiffusionPipeline):
         rows = []
         for i, picture in enumerate(images):
             size = self._size_of(picture, height, width, size_level)
-            small = (
-                None
-                if picture is None
-                else picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            )
+            small = picture and picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             for _ in range(num_images_per_prompt):
                 noise = self._noise(
                     size, len(rows), len(images) * num_images_per_prompt, generator, latents
@@ -271,19 +267,21 @@ class Step1XEditPipeline(DiffusionPipeline):
         results = self._decode([made[i] for i in range(len(rows))], rows, output_type)
         rendered = None
         if return_references and references:
-            rendered = self._decode([references[i] for i in range(len(rows))], rows, output_type)
+            every = range(0, len(rows), num_images_per_prompt)  # one for each input
+            inputs = self._decode(
+                [references[i] for i in every], [rows[i] for i in every], output_type
+            )
+            places = [i // num_images_per_prompt for i in range(len(rows))]
+            together = isinstance(inputs, Tensor)
+            rendered = inputs[places] if together else [inputs[place] for place in places]
         return Step1XEditOutput(results, rendered) if return_dict else (results, rendered)
 
     def _size_of(
-        self,
-        image: Image.Image | None,
-        height: int | None,
-        width: int | None,
-        size_level: int | None,
+        self, image: Image.Image | None, height: int | None, width: int | None, level: int | None
     ) -> tuple[int, int]:
         """Width and height of a result in pixels."""
-        level = self.config["size_level"] if size_level is None else size_level
-        size = fit_size(*image.size, level) if image is not None else (level, level)
+        side = self.config["size_level"] if level is None else level
+        size = fit_size(*image.size, side) if image is not None else (side, side)
         size = (size[0] if width is None else width, size[1] if height is None else height)
         if any(side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN for side in size):
             raise InvalidRequest(
@@ -317,12 +315,16 @@ class Step1XEditPipeline(DiffusionPipeline):
 
     def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
         """3. Source pictures → reference tokens; None for text to image."""
-        pictures = [row.image for row in rows if row.image is not None]
-        if not pictures:
+        if rows[0].image is None:
             return None
-        pixels = self.image_processor.preprocess(cast("Any", pictures)).to(self._execution_device)
+        # Several results of one input share its picture, which is then encoded once.
+        distinct = {id(row.image): row.image for row in rows}
+        pictures = cast("Any", list(distinct.values()))
+        pixels = self.image_processor.preprocess(pictures).to(self._execution_device)
         with in_float32(self.vae):
-            return encode_pictures(self.vae, pixels)
+            tokens = encode_pictures(self.vae, pixels)
+        places = {name: place for place, name in enumerate(distinct)}
+        return tokens[[places[id(row.image)] for row in rows]]
 
     def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
         """4. Pictures and instructions → features; the negative rows follow the positive ones."""
