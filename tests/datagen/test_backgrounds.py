@@ -82,11 +82,12 @@ def test_named_backgrounds_differ_from_one_another(atlas):
 def test_sampled_backgrounds_fit_and_name_themselves(atlas):
     seen = set()
     for seed in range(40):
-        picture, name = sample(np.random.default_rng(seed), atlas, 48, 32)
+        picture, name, source = sample(np.random.default_rng(seed), atlas, 48, 32)
         assert picture.shape == (32, 48, 3)
         assert picture.min() >= 0
         assert picture.max() <= 1
         if name is not None:
             assert np.array_equal(picture, NAMED[name].draw(atlas, 48, 32))
+            assert source == NAMED[name].source
         seen.add(name is None)
     assert seen == {True, False}

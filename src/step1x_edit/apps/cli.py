@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from step1x_edit.apps import options
+from step1x_edit.apps import data, options
 from step1x_edit.apps.console import (
     BAD_REQUEST,
     DONE,
@@ -43,6 +43,7 @@ models_app = typer.Typer(help="The models that can be named, and what a folder h
 app.add_typer(models_app, name="models", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure a model.")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
+app.add_typer(data.app, name="data", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="file to write: .png, .jpg, .webp …")]
 Model = Annotated[

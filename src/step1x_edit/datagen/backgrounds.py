@@ -19,12 +19,27 @@ Source = Float[np.ndarray, "source_height source_width 3"]
 """A picture that another one of another size is taken from."""
 
 
+PROCEDURAL = "procedural"
+"""Source of a background that was made from no art."""
+
+
+class Background(NamedTuple):
+    """A background of a picture's size."""
+
+    pixels: Pixels
+    name: str | None
+    """Key of `NAMED`, or None."""
+    source: str
+    """The art behind it, as ``folder/name`` of the atlas, or `PROCEDURAL`."""
+
+
 class NamedBackground(NamedTuple):
     """A background that an instruction can ask for."""
 
     zh: str
     draw: Callable[[Atlas, int, int], Pixels]
     """(atlas, width, height) → sRGB in [0, 1]."""
+    source: str = PROCEDURAL
 
 
 def perspective(
@@ -108,12 +123,13 @@ def _plain(rgb: tuple[float, float, float]) -> Callable[[Atlas, int, int], Pixel
     return lambda _, width, height: np.broadcast_to(_rgb(*rgb), (height, width, 3)).copy()
 
 
-def _view(
-    name: str, yaw: float, pitch: float = 0, fov: float = 90
-) -> Callable[[Atlas, int, int], Pixels]:
-    return lambda atlas, width, height: perspective(
-        atlas.panorama(name), width, height, yaw, pitch, fov
-    )
+def _of_panorama(
+    zh: str, name: str, yaw: float, pitch: float = 0, fov: float = 90
+) -> NamedBackground:
+    def draw(atlas: Atlas, width: int, height: int) -> Pixels:
+        return perspective(atlas.panorama(name), width, height, yaw, pitch, fov)
+
+    return NamedBackground(zh, draw, f"panoramas/{name}")
 
 
 def _starry_night(_: Atlas, width: int, height: int) -> Pixels:
@@ -168,16 +184,16 @@ def _checkerboard(_: Atlas, width: int, height: int) -> Pixels:
 
 
 NAMED: dict[str, NamedBackground] = {
-    "a forest": NamedBackground("森林", _view("forest", 20)),
-    "a city street": NamedBackground("城市街道", _view("city", 12, 6)),
-    "a green meadow": NamedBackground("绿色草地", _view("park", 60, -4)),
-    "a living room": NamedBackground("客厅", _view("apartment", 55, -6, 100)),
-    "a rocky desert": NamedBackground("岩石荒漠", _view("dawn", 150, -8)),
-    "a cloudy sky": NamedBackground("多云的天空", _view("sky", 180, 22)),
-    "a field at sunrise": NamedBackground("日出的田野", _view("sunrise", 120, 0)),
-    "a warehouse": NamedBackground("仓库", _view("warehouse", 0, 0)),
-    "a workshop": NamedBackground("车间", _view("workshop", 180, -4)),
-    "an old square": NamedBackground("古老的广场", _view("sunset", -80, 4)),
+    "a forest": _of_panorama("森林", "forest", 20),
+    "a city street": _of_panorama("城市街道", "city", 12, 6),
+    "a green meadow": _of_panorama("绿色草地", "park", 60, -4),
+    "a living room": _of_panorama("客厅", "apartment", 55, -6, 100),
+    "a rocky desert": _of_panorama("岩石荒漠", "dawn", 150, -8),
+    "a cloudy sky": _of_panorama("多云的天空", "sky", 180, 22),
+    "a field at sunrise": _of_panorama("日出的田野", "sunrise", 120, 0),
+    "a warehouse": _of_panorama("仓库", "warehouse", 0, 0),
+    "a workshop": _of_panorama("车间", "workshop", 180, -4),
+    "an old square": _of_panorama("古老的广场", "sunset", -80, 4),
     "a beach": NamedBackground(
         "海滩",
         vertical(
@@ -202,32 +218,31 @@ NAMED: dict[str, NamedBackground] = {
 }  # fmt: skip
 
 
-def sample(
-    rng: np.random.Generator, atlas: Atlas, width: int, height: int
-) -> tuple[Pixels, str | None]:
-    """A random background for a source picture.
+def named(name: str, atlas: Atlas, width: int, height: int) -> Background:
+    """The background of `NAMED` that an instruction asks for."""
+    entry = NAMED[name]
+    return Background(entry.draw(atlas, width, height), name, entry.source)
 
-    Returns:
-        Its pixels, and its name when it is one of `NAMED`.
-    """
+
+def sample(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Background:
+    """A random background for a source picture."""
     kind = rng.random()
     if kind < 0.28:
-        name = str(rng.choice(list(NAMED)))
-        return NAMED[name].draw(atlas, width, height), name
+        return named(str(rng.choice(list(NAMED))), atlas, width, height)
     if kind < 0.68:
         yaw, pitch, fov = rng.uniform(0, 360), rng.uniform(-22, 22), rng.uniform(55, 100)
-        picture = perspective(
-            atlas.panorama(str(rng.choice(PANORAMAS))), width, height, yaw, pitch, fov
-        )
+        source = str(rng.choice(PANORAMAS))
+        picture = perspective(atlas.panorama(source), width, height, yaw, pitch, fov)
+        source = f"panoramas/{source}"
     elif kind < 0.80:
-        picture = _photograph_crop(
-            rng, atlas.photograph(str(rng.choice(atlas.photograph_names))), width, height
-        )
+        source = str(rng.choice(atlas.photograph_names))
+        picture = _photograph_crop(rng, atlas.photograph(source), width, height)
+        source = f"photographs/{source}"
     else:
-        return _procedural(rng, width, height), None
+        return Background(_procedural(rng, width, height), None, PROCEDURAL)
     gain = rng.uniform(0.75, 1.2) * rng.uniform(0.92, 1.08, 3)
     picture = (picture ** rng.uniform(0.75, 1.35) * gain.astype(np.float32)).clip(0, 1)
-    return (picture[:, ::-1] if rng.random() < 0.5 else picture), None
+    return Background(picture[:, ::-1] if rng.random() < 0.5 else picture, None, source)
 
 
 def _photograph_crop(

@@ -19,6 +19,8 @@ DEFAULT_SHARES: Mapping[str, float] = {
 }  # fmt: skip
 HELD_OUT_SEED = 2**40
 """Seeds from here on are never trained on."""
+STREAM_LENGTH = 2**24
+"""Records of a stream before it would run into the next one."""
 MIN_CHANGED_SHARE = 0.005
 """Least share of the pixels that an edit must change."""
 MIN_CHANGE = 14.0
@@ -53,6 +55,21 @@ def make_triplet(
     )
     instructions = phrase(rng, edit.phrasing, edit.words)
     return Triplet(category, before, after, mask, instructions, captions, edit, seed)
+
+
+def record_seed(stream: int, number: int, *, held_out: bool = False) -> int:
+    """The seed of a record: streams share none, and held-out ones share none with the rest.
+
+    Raises:
+        ValueError: The stream or the number is too large.
+    """
+    seed = stream * STREAM_LENGTH + number
+    if number >= STREAM_LENGTH or seed >= HELD_OUT_SEED:
+        raise ValueError(
+            f"record {number} of stream {stream}: a stream has {STREAM_LENGTH} records, and there "
+            f"are {HELD_OUT_SEED // STREAM_LENGTH} streams"
+        )
+    return seed + HELD_OUT_SEED * held_out
 
 
 def sample_category(rng: np.random.Generator, shares: Mapping[str, float]) -> str:

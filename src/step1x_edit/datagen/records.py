@@ -1,11 +1,20 @@
 """The record of the data engine: one edit triplet with everything that is known about it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from step1x_edit.datagen.operators.base import Edit
+from step1x_edit.datagen.scene import Scene
+
+LICENCES = {
+    "objects": "MIT, Fluent Emoji, Microsoft",
+    "panoramas": "CC0-1.0, Poly Haven",
+    "photographs": "see assets/README.md",
+}
+"""Folder of the atlas → licence of what is in it; ``assets/README.md`` has the details."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +35,46 @@ class Triplet:
     """The scenes before and after, and the words of the instruction."""
     seed: int
     """The seed that makes this triplet again."""
+
+    @property
+    def key(self) -> str:
+        """Name of the record in a shard."""
+        return f"{self.seed:013d}"
+
+    def metadata(self) -> dict[str, Any]:
+        """All but the pictures, as plain values."""
+        art = sorted(self.edit.before.art() | self.edit.after.art())
+        return {
+            "category": self.category,
+            "instructions": self.instructions,
+            "captions": self.captions,
+            "phrasing": self.edit.phrasing,
+            "words": self.edit.words,
+            "before": self.edit.before.to_json(),
+            "after": self.edit.after.to_json(),
+            "seed": self.seed,
+            "licences": {name: LICENCES[name.split("/")[0]] for name in art},
+        }
+
+
+def from_metadata(
+    values: dict[str, Any],
+    source: UInt8[np.ndarray, "height width 3"],
+    target: UInt8[np.ndarray, "height width 3"],
+    mask: Bool[np.ndarray, "height width"],
+) -> Triplet:
+    """The triplet again; its scenes have no pixels, its edit no finish.
+
+    Raises:
+        KeyError: A value is missing.
+    """
+    edit = Edit(
+        Scene.from_json(values["before"]),
+        Scene.from_json(values["after"]),
+        values["phrasing"],
+        values["words"],
+    )
+    return Triplet(
+        values["category"], source, target, mask, values["instructions"], values["captions"],
+        edit, values["seed"],
+    )  # fmt: skip

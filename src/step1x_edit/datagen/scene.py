@@ -5,14 +5,15 @@ bit wherever nothing was changed, shadows and occlusion included. Operators chan
 `render` draws it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.backgrounds import NAMED, Pixels, sample
+from step1x_edit.datagen.backgrounds import NAMED, PROCEDURAL, Pixels, sample
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
 
 CANONICAL_SIZE = 0.42
@@ -46,10 +47,35 @@ class Scene:
     background: Pixels
     background_name: str | None
     objects: tuple[PlacedObject, ...]
+    background_source: str = PROCEDURAL
+    """The art that it was made from, as ``folder/name`` of the atlas."""
 
     def without(self, index: int) -> "Scene":
         """The same scene with one object gone."""
         return replace(self, objects=self.objects[:index] + self.objects[index + 1 :])
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the background's pixels, as plain values."""
+        return {
+            "background": self.background_name,
+            "background_source": self.background_source,
+            "objects": [asdict(placed) for placed in self.objects],
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Scene":
+        """A scene without pixels from what `to_json` gave."""
+        return cls(
+            np.zeros((0, 0, 3), np.float32),
+            values["background"],
+            tuple(PlacedObject(**placed) for placed in values["objects"]),
+            values["background_source"],
+        )
+
+    def art(self) -> set[str]:
+        """The art that the scene shows, as ``folder/name`` of the atlas."""
+        drawn = {f"objects/{placed.name}" for placed in self.objects}
+        return drawn | ({self.background_source} - {PROCEDURAL})
 
     def with_object(self, index: int, **changes: object) -> "Scene":
         """The same scene with one object's fields changed."""
@@ -68,7 +94,7 @@ def sample_scene(
     rng: np.random.Generator, atlas: Atlas, width: int, height: int, num_objects: int | None = None
 ) -> Scene:
     """A random scene of 1 to 3 objects (or `num_objects`, 0 to 3), no two alike or in one place."""
-    background, background_name = sample(rng, atlas, width, height)
+    background = sample(rng, atlas, width, height)
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])) if num_objects is None else num_objects
     names = rng.choice(list(OBJECTS), size=count, replace=False)
     positions = rng.permutation(list(POSITIONS))[:count]
@@ -83,7 +109,7 @@ def sample_scene(
                 size=float(rng.uniform(0.32, 0.50)),
             )
         placed.append(spot)
-    return Scene(background, background_name, tuple(placed))
+    return Scene(background.pixels, background.name, tuple(placed), background.source)
 
 
 def _maybe_colour(rng: np.random.Generator) -> str | None:

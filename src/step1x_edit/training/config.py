@@ -3,33 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from step1x_edit.datagen.pipeline import DEFAULT_SHARES
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.datagen.config import Settings, StreamSettings, read_yaml
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class DataSettings(StreamSettings):
+    """What the data engine draws while the trainer waits."""
 
-
-class DataSettings(_Settings):
-    """What the data engine draws."""
-
-    seed: int = Field(
-        default=0, ge=0, description="first seed of the stream; another one is another stream"
-    )
-    sizes: dict[str, float] = Field(
-        default={"128x128": 1.0}, description="WIDTHxHEIGHT in pixels → share of the batches"
-    )
-    shares: dict[str, float] = Field(
-        default=dict(DEFAULT_SHARES), description="edit category → share of the samples"
-    )
     num_workers: int = Field(default=1, ge=0, description="processes that draw pictures")
 
 
-class AutoencoderRun(_Settings):
+class AutoencoderRun(Settings):
     """Training of the mini model's autoencoder."""
 
     kind: Literal["autoencoder"]
@@ -46,7 +31,7 @@ class AutoencoderRun(_Settings):
     bf16: bool = True
 
 
-class ReadingRun(_Settings):
+class ReadingRun(Settings):
     """Training of the instruction encoder and the connector on sentences alone."""
 
     kind: Literal["reading"]
@@ -62,7 +47,7 @@ class ReadingRun(_Settings):
     bf16: bool = True
 
 
-class EditRun(_Settings):
+class EditRun(Settings):
     """Training of the mini model's transformer and instruction encoder, together."""
 
     kind: Literal["edit"]
@@ -100,8 +85,4 @@ def load(path: Path) -> AutoencoderRun | ReadingRun | EditRun:
     Raises:
         InvalidRequest: The file cannot be read, or a key or value is wrong.
     """
-    try:
-        settings = yaml.safe_load(path.read_text())
-        return TypeAdapter(Run).validate_python(settings)
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise InvalidRequest(f"{path}: {' '.join(str(error).split())}") from error
+    return read_yaml(path, Run)

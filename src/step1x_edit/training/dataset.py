@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet, sample_category
+from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
@@ -62,12 +62,13 @@ class TripletBatches(IterableDataset[Any]):
         while True:
             rng = np.random.default_rng([self.settings.seed, number, int(self.held_out)])
             width, height = map(int, str(rng.choice(sizes, p=weights / weights.sum())).split("x"))
-            base = HELD_OUT_SEED * self.held_out + (self.settings.seed << 20)
-            seeds = base + number * self.batch_size + np.arange(self.batch_size)
+            first = number * self.batch_size
+            seeds = [
+                record_seed(self.settings.seed, first + i, held_out=self.held_out)
+                for i in range(self.batch_size)
+            ]
             triplets = [
-                make_triplet(
-                    int(seed), sample_category(rng, self.settings.shares), atlas, width, height
-                )
+                make_triplet(seed, sample_category(rng, self.settings.shares), atlas, width, height)
                 for seed in seeds
             ]
             yield self.collate(triplets, rng)

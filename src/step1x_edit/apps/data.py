@@ -1,0 +1,54 @@
+"""``step1x data``: make datasets and look at them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from step1x_edit.apps.console import working
+
+app = typer.Typer(help="Make training data and look at it.")
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")]
+
+
+@app.command()
+def generate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="see configs/data")],
+    num: Annotated[int | None, typer.Option("--num", help="records, instead of the file's")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="instead of the file's")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the shards, instead of the file's")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the (instruction, source, target) triplets of CONFIG.yaml.
+
+    The same command goes on where a killed one stopped.
+    """
+    from step1x_edit.datagen import generate as engine
+    from step1x_edit.datagen.config import load_config
+
+    run = load_config(config, num=num, seed=seed, out=out)
+    with working(f"making {run.num} records in {run.out}", quiet=quiet, steps=True) as bar:
+        summary = engine.generate(run, bar)
+    if not quiet:
+        typer.echo("\n".join([*summary.lines(), str(run.out)]))
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset's folder")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the page; FOLDER/inspect.html by default")
+    ] = None,
+    items: Annotated[int, typer.Option("--items", min=1, help="shown of each category")] = 24,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page that a person can judge a dataset by in a minute."""
+    from step1x_edit.datagen.inspect import write_page
+
+    with working(f"reading {folder}", quiet=quiet, steps=True) as bar:
+        page = write_page(folder, out or folder / "inspect.html", items, bar)
+    if not quiet:
+        typer.echo(str(page))

@@ -1,0 +1,109 @@
+"""The settings of a data run, read from YAML; unknown keys are refused."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from step1x_edit.datagen.operators import OPERATORS
+from step1x_edit.datagen.pipeline import DEFAULT_SHARES
+from step1x_edit.datagen.shards import Format
+from step1x_edit.errors import InvalidRequest
+
+SIDE_STEP_PX, MIN_SIDE_PX, MAX_SIDE_PX = 16, 32, 1024
+
+
+def _check_sizes(sizes: dict[str, float]) -> dict[str, float]:
+    for size in sizes:
+        found = re.fullmatch(r"(\d+)x(\d+)", size)
+        if found is None or not all(
+            MIN_SIDE_PX <= int(side) <= MAX_SIDE_PX and int(side) % SIDE_STEP_PX == 0
+            for side in found.groups()
+        ):
+            raise ValueError(
+                f"size {size!r}: give WIDTHxHEIGHT, multiples of {SIDE_STEP_PX} from {MIN_SIDE_PX} "
+                f"to {MAX_SIDE_PX}"
+            )
+    return _check_shares(sizes)
+
+
+def _check_categories(shares: dict[str, float]) -> dict[str, float]:
+    unknown = [name for name in shares if name not in OPERATORS]
+    if unknown:
+        raise ValueError(f"category {unknown[0]!r} is unknown: give some of {', '.join(OPERATORS)}")
+    return _check_shares(shares)
+
+
+def _check_shares(shares: dict[str, float]) -> dict[str, float]:
+    if min(shares.values(), default=0) < 0 or sum(shares.values()) <= 0:
+        raise ValueError(f"shares {shares}: none may be negative, and one must be above 0")
+    return shares
+
+
+class Settings(BaseModel):
+    """What every settings class is: strict about its keys, and fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StreamSettings(Settings):
+    """What the engine draws."""
+
+    seed: int = Field(
+        default=0, ge=0, description="first seed of the stream; another one is another stream"
+    )
+    sizes: Annotated[dict[str, float], AfterValidator(_check_sizes)] = Field(
+        default={"128x128": 1.0}, description="WIDTHxHEIGHT in pixels → share of the batches"
+    )
+    shares: Annotated[dict[str, float], AfterValidator(_check_categories)] = Field(
+        default=dict(DEFAULT_SHARES), description="edit category → share of the samples"
+    )
+
+
+class DataConfig(StreamSettings):
+    """One run of ``step1x data generate``."""
+
+    out: Path = Field(description="folder of the shards")
+    num: int = Field(gt=0, description="records")
+    shard_size: int = Field(default=500, gt=0, description="records of a shard, all of one size")
+    format: Format = "webdataset"
+    engine: Literal["local", "ray"] = "local"
+    num_workers: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, gt=0, description="processes; not for ray"
+    )
+
+
+def load_config(path: Path, **overrides: Any) -> DataConfig:
+    """Read a data run's YAML.
+
+    Args:
+        path: The file.
+        overrides: Settings that replace the file's; None leaves one as it is.
+
+    Raises:
+        InvalidRequest: The file cannot be read, or a key or value is wrong.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return read_yaml(path, DataConfig, **given)
+
+
+def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
+    """Read a YAML file of settings of `kind`, a settings class or a union of them.
+
+    Raises:
+        InvalidRequest: The file cannot be read, or a key or value is wrong; one line.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise InvalidRequest(f"{path}: must hold settings, `name: value`")
+        return TypeAdapter(kind).validate_python(values | overrides)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidRequest(f"{path}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise InvalidRequest(f"{path}: {name}: {first['msg']}") from error
