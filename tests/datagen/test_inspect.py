@@ -12,7 +12,10 @@ from step1x_edit.errors import InvalidRequest
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "a & b"
-    generate(DataConfig(out=out, num=40, shard_size=20, sizes={"48x32": 1}, num_workers=1))
+    shares = dict.fromkeys(OPERATORS, 1.0)
+    generate(
+        DataConfig(out=out, num=80, shard_size=40, sizes={"48x32": 1}, shares=shares, num_workers=1)
+    )
     return out
 
 
@@ -21,7 +24,7 @@ def test_the_page_shows_every_category_with_its_pictures(folder, tmp_path):
     page = write_page(folder, tmp_path / "page.html", 3, lambda *done: told.append(done))
     text = page.read_text(encoding="utf-8")
     assert told == [(1, 2), (2, 2)]
-    assert "<h1>a &amp; b</h1><p>40 records" in text
+    assert "<h1>a &amp; b</h1><p>80 records" in text
     for category in OPERATORS:
         section = text.split(f"<h2>{category}</h2>")[1].split("<h2>")[0]
         figures = section.count("<figure>")

@@ -16,7 +16,7 @@ def atlas():
 
 def test_every_category_has_a_share_and_no_other():
     assert set(DEFAULT_SHARES) == set(OPERATORS)
-    assert sum(DEFAULT_SHARES.values()) == pytest.approx(1)
+    assert sum(DEFAULT_SHARES.values()) == pytest.approx(1, abs=0.001)
 
 
 @pytest.mark.parametrize("category", OPERATORS)
@@ -48,7 +48,7 @@ def test_instructions_in_both_languages_without_open_slots(category, atlas):
             assert sentence
             assert "{" not in sentence
             assert "}" not in sentence
-        assert triplet.instructions["en"].isascii()
+        assert triplet.instructions["en"].isascii() or category == "text"
         assert not triplet.instructions["zh"].isascii()
 
 
@@ -64,9 +64,10 @@ def test_a_seed_makes_the_same_triplet_whatever_was_made_before(category, atlas)
     assert not np.array_equal(first.source, other.source)
 
 
-def test_tone_edits_are_not_captioned(atlas):
+def test_what_a_caption_cannot_say_is_not_captioned(atlas):
     # The caption names objects and background; a negative of them would teach a wrong picture.
-    assert all(not make_triplet(seed, "tone", atlas, 64, 64).captions for seed in SEEDS)
+    for category in ("tone", "style", "text", "portrait", "material"):
+        assert all(not make_triplet(seed, category, atlas, 64, 64).captions for seed in SEEDS)
 
 
 def test_categories_are_drawn_by_their_shares():

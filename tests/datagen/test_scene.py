@@ -8,9 +8,8 @@ from step1x_edit.datagen.scene import (
     Scene,
     article,
     canonical,
-    coverage,
     describe,
-    dilate,
+    owners,
     render,
     sample_scene,
     tint,
@@ -71,7 +70,7 @@ def test_an_object_changes_only_its_surroundings(atlas):
     changed = (render(scene, atlas) != scene.background).any(-1)
     assert changed.any()
     assert not changed[:, 64:].any()
-    hidden = coverage(scene, atlas, (64, 96))
+    hidden = owners(scene, atlas, (64, 96), opaque_from=0.0) >= 0
     assert changed[hidden].mean() > 0.95
     shadow = changed & ~hidden
     assert (render(scene, atlas)[shadow] <= 0.5).all()
@@ -107,10 +106,3 @@ def test_descriptions_name_everything():
 
 def test_article():
     assert (article("apple"), article("car")) == ("an", "a")
-
-
-def test_dilate_grows_by_the_radius():
-    mask = np.zeros((9, 9), bool)
-    mask[4, 4] = True
-    assert dilate(mask, 0).sum() == 1
-    assert dilate(mask, 2).sum() == 13  # pixels within two steps

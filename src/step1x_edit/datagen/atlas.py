@@ -29,6 +29,7 @@ class Atlas:
     def __init__(self, folder: Path = ATLAS_DIR) -> None:
         self.folder = folder
         self.sprite = lru_cache(maxsize=2048)(self._sprite)
+        self.layer = lru_cache(maxsize=128)(self._layer)
         self.panorama = lru_cache(maxsize=64)(self._panorama)
         self.photograph = lru_cache(maxsize=64)(self._photograph)
         self.photograph_names = sorted(path.stem for path in (folder / "photographs").glob("*.jpg"))
@@ -49,6 +50,13 @@ class Atlas:
         scaled = np.stack(channels, -1)
         scaled[..., :3] /= np.maximum(scaled[..., 3:], 1e-4)
         return scaled.clip(0, 1)
+
+    def _layer(self, name: str) -> Float[np.ndarray, "height width 4"]:
+        """A part of a portrait: premultiplied RGBA in [0, 1]; all parts have one size."""
+        with Image.open(self.folder / "portraits" / f"{name.replace(' ', '_')}.webp") as file:
+            pixels = np.asarray(file.convert("RGBA"), np.float32) / 255
+        pixels[..., :3] *= pixels[..., 3:]
+        return pixels
 
     def _panorama(self, name: str) -> Float[np.ndarray, "height width 3"]:
         return self._rgb(self.folder / "panoramas" / f"{name}.jpg")

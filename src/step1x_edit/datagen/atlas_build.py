@@ -3,7 +3,8 @@
 Run once by whoever changes the atlas; the result is kept in ``assets/atlas`` and read by
 `atlas.Atlas`:
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 @pmndrs/assets@1.7.0    # unpack each beside the other
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 @pmndrs/assets@1.7.0 @fontsource/zcool-kuaile@5.3.0
+    # unpack each beside the other
     pip install step1x-edit[assets]
     python -m step1x_edit.datagen.atlas_build UNPACKED_DIR
 
@@ -14,12 +15,14 @@ import argparse
 import base64
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from step1x_edit.datagen.atlas import ATLAS_DIR, PANORAMAS
+from step1x_edit.datagen.atlas_portraits import write_portraits
 from step1x_edit.datagen.vocabulary import OBJECTS
 
 SPRITE_PX = 128
@@ -36,13 +39,13 @@ PHOTOGRAPHS = (
 
 
 def build(packages: Path, out: Path = ATLAS_DIR) -> None:
-    """Write sprites, panoramas and photographs under `out`.
+    """Write sprites, panoramas, photographs, fonts and portraits under `out`.
 
     Args:
         packages: Folder that holds the unpacked npm packages, each with its ``package`` folder.
         out: The atlas folder.
     """
-    for kind in ("objects", "panoramas", "photographs"):
+    for kind in ("objects", "panoramas", "photographs", "fonts", "portraits"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     sprites = next(packages.glob("lobehub-fluent-emoji-3d-*/package/assets"))
     for name, entry in OBJECTS.items():
@@ -55,6 +58,11 @@ def build(packages: Path, out: Path = ATLAS_DIR) -> None:
         panorama = _tone_map(_read_exr_js(hdri / f"{name}.exr.js"))
         panorama.save(out / "panoramas" / f"{name}.jpg", quality=88, subsampling=0)
     _write_photographs(out / "photographs")
+    fonts = next(packages.glob("fontsource-zcool-kuaile-*/package"))
+    for script in ("latin", "chinese-simplified"):
+        font = fonts / "files" / f"zcool-kuaile-{script}-400-normal.woff2"
+        shutil.copyfile(font, out / "fonts" / f"zcool-kuaile-{script}.woff2")
+    write_portraits(out / "portraits")
 
 
 def _read_exr_js(path: Path) -> np.ndarray:

@@ -12,11 +12,14 @@ from step1x_edit.datagen.backgrounds import Pixels
 from step1x_edit.datagen.captions import phrase
 from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.records import Triplet
-from step1x_edit.datagen.scene import describe, render
+from step1x_edit.datagen.scene import can_describe, describe, render
 
 DEFAULT_SHARES: Mapping[str, float] = {
-    "tone": 0.2, "colour": 0.2, "removal": 0.15, "background": 0.15, "addition": 0.3,
+    "addition": 0.1099, "removal": 0.1099, "replacement": 0.2198, "motion": 0.1319, "text": 0.0879,
+    "background": 0.0659, "colour": 0.0659, "portrait": 0.0659, "style": 0.0549, "tone": 0.0549,
+    "material": 0.0330,
 }  # fmt: skip
+"""Those of the Step1X-Edit paper (Liu et al. 2025, arXiv 2504.17761)."""
 HELD_OUT_SEED = 2**40
 """Seeds from here on are never trained on."""
 STREAM_LENGTH = 2**24
@@ -49,7 +52,7 @@ def make_triplet(
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
         if mask.mean() >= MIN_CHANGED_SHARE and _change(before, after, mask) >= MIN_CHANGE:
             break
-    named = edit.after.background_name is not None and edit.finish is None
+    named = edit.finish is None and can_describe(edit.after)
     captions = (
         {language: describe(edit.after, language) for language in ("en", "zh")} if named else {}
     )

@@ -13,6 +13,8 @@ LICENCES = {
     "objects": "MIT, Fluent Emoji, Microsoft",
     "panoramas": "CC0-1.0, Poly Haven",
     "photographs": "see assets/README.md",
+    "portraits": "MIT, python_avatars; avataaars, Pablo Stanley, free to use",
+    "fonts": "OFL-1.1, ZCOOL KuaiLe",
 }
 """Folder of the atlas → licence of what is in it; ``assets/README.md`` has the details."""
 

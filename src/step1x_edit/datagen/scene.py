@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from scipy import ndimage
+from jaxtyping import Float, Int
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import NAMED, PROCEDURAL, Pixels, sample
+from step1x_edit.datagen.materials import made_of
+from step1x_edit.datagen.portraits import Portrait, draw_portrait
+from step1x_edit.datagen.signs import Sign, draw_sign
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
 
 CANONICAL_SIZE = 0.42
@@ -38,6 +40,15 @@ class PlacedObject:
     """Key of `vocabulary.COLOURS`; None leaves the drawing's own colours."""
     position: str = "middle"
     """Key of `vocabulary.POSITIONS`: where a person would say that it stands."""
+    material: str | None = None
+    """Key of `materials.MATERIALS`; it hides the colour."""
+    flipped: bool = False
+    """Left and right are exchanged."""
+    quarter_turns: int = 0
+    """Counter-clockwise."""
+
+
+Item = PlacedObject | Sign | Portrait
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Scene:
     objects: tuple[PlacedObject, ...]
     background_source: str = PROCEDURAL
     """The art that it was made from, as ``folder/name`` of the atlas."""
+    signs: tuple[Sign, ...] = ()
+    """In front of the objects."""
+    portraits: tuple[Portrait, ...] = ()
+    """Behind the objects."""
 
     def without(self, index: int) -> "Scene":
         """The same scene with one object gone."""
@@ -60,6 +75,8 @@ class Scene:
             "background": self.background_name,
             "background_source": self.background_source,
             "objects": [asdict(placed) for placed in self.objects],
+            "signs": [asdict(sign) for sign in self.signs],
+            "portraits": [asdict(person) for person in self.portraits],
         }
 
     @classmethod
@@ -70,11 +87,14 @@ class Scene:
             values["background"],
             tuple(PlacedObject(**placed) for placed in values["objects"]),
             values["background_source"],
+            tuple(Sign(**sign) for sign in values["signs"]),
+            tuple(Portrait(**person) for person in values["portraits"]),
         )
 
     def art(self) -> set[str]:
         """The art that the scene shows, as ``folder/name`` of the atlas."""
         drawn = {f"objects/{placed.name}" for placed in self.objects}
+        drawn |= {item.art for item in (*self.signs, *self.portraits)}
         return drawn | ({self.background_source} - {PROCEDURAL})
 
     def with_object(self, index: int, **changes: object) -> "Scene":
@@ -123,49 +143,67 @@ def render(scene: Scene, atlas: Atlas) -> Pixels:
         sRGB in [0, 1] of the background's size.
     """
     picture = scene.background.copy()
-    for placed in scene.objects:
-        sprite, top, left = _place(placed, atlas, picture.shape[:2])
-        if placed.colour is not None:
-            sprite = tint(sprite, COLOURS[placed.colour].rgb)
-        rows, columns = sprite.shape[:2]
-        _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
+    size = picture.shape[:2]
+    for item in _back_to_front(scene):
+        sprite = _drawing(item, atlas, size)
+        top, left = _corner(item, sprite, size)
+        if isinstance(item, PlacedObject):
+            sprite = _painted(item, sprite)
+            rows, columns = sprite.shape[:2]
+            _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
         _composite(picture, sprite, top, left)
     return picture
-
-
-def coverage(scene: Scene, atlas: Atlas, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Where objects (not their shadows) hide the background; `size` is (height, width)."""
-    return owners(scene, atlas, size, opaque_from=0.0) >= 0
 
 
 def owners(
     scene: Scene, atlas: Atlas, size: tuple[int, int], opaque_from: float = 0.5
 ) -> Int[np.ndarray, "height width"]:
-    """Which object each pixel shows: its index in the scene, -1 for the background.
+    """Which object each pixel shows: its index in the scene, -1 for what is no object.
 
     Args:
-        scene: The objects; the background is not looked at.
+        scene: What is placed; the background is not looked at.
         atlas: The art.
         size: (height, width) in pixels.
         opaque_from: An object owns the pixels where its opacity, 0 to 1, is above this.
     """
     owner = np.full(size, -1)
-    for index, placed in enumerate(scene.objects):
-        sprite, top, left = _place(placed, atlas, size)
-        part, (row, column) = _clip(sprite, top, left, size)
+    for item in _back_to_front(scene):
+        sprite = _drawing(item, atlas, size)
+        part, (row, column) = _clip(sprite, *_corner(item, sprite, size), size)
         view = owner[row : row + part.shape[0], column : column + part.shape[1]]
+        index = scene.objects.index(item) if isinstance(item, PlacedObject) else -1
         view[part[..., 3] > opaque_from] = index
     return owner
 
 
-def _place(
-    placed: PlacedObject, atlas: Atlas, size: tuple[int, ...]
-) -> tuple[Float[np.ndarray, "h w 4"], int, int]:
-    """An object's sprite in its own colours, and its top and left edge in the picture."""
-    height, width = size
-    sprite = atlas.sprite(placed.name, round(placed.size * min(size)))
+def _back_to_front(scene: Scene) -> tuple[Item, ...]:
+    return (*scene.portraits, *scene.objects, *scene.signs)
+
+
+def _drawing(item: Item, atlas: Atlas, size: tuple[int, ...]) -> Float[np.ndarray, "h w 4"]:
+    """An item as it lies in a picture of `size` (height, width), objects in their own colours."""
+    if isinstance(item, Sign):
+        return draw_sign(item, atlas, size)
+    if isinstance(item, Portrait):
+        return draw_portrait(item, atlas, size)
+    sprite = atlas.sprite(item.name, round(item.size * min(size)))
+    turned = np.rot90(sprite, item.quarter_turns)
+    return turned[:, ::-1] if item.flipped else turned
+
+
+def _corner(item: Item, sprite: np.ndarray, size: tuple[int, ...]) -> tuple[int, int]:
+    """Top and left edge of an item's drawing."""
     rows, columns = sprite.shape[:2]
-    return sprite, round(placed.y * height - rows / 2), round(placed.x * width - columns / 2)
+    return round(item.y * size[0] - rows / 2), round(item.x * size[1] - columns / 2)
+
+
+def _painted(
+    placed: PlacedObject, sprite: Float[np.ndarray, "h w 4"]
+) -> Float[np.ndarray, "h w 4"]:
+    """An object's drawing in its colour or material."""
+    if placed.material is not None:
+        return made_of(sprite, placed.material)
+    return sprite if placed.colour is None else tint(sprite, COLOURS[placed.colour].rgb)
 
 
 def tint(
@@ -216,11 +254,10 @@ def _cast_shadow(picture: Pixels, x: float, y: float, radius: float) -> None:
     ].astype(np.float32)
 
 
-def dilate(
-    mask: Bool[np.ndarray, "height width"], radius_px: int
-) -> Bool[np.ndarray, "height width"]:
-    """Grow a mask by `radius_px`."""
-    return ndimage.binary_dilation(mask, iterations=radius_px) if radius_px else mask
+def can_describe(scene: Scene) -> bool:
+    """Whether `describe` says all that can be seen."""
+    upright = all(not (placed.material or placed.quarter_turns) for placed in scene.objects)
+    return upright and scene.background_name is not None and not (scene.signs or scene.portraits)
 
 
 def describe(scene: Scene, language: str) -> str:

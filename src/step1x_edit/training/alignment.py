@@ -99,13 +99,18 @@ class SceneHead(nn.Module):
         self._tokens = output[1]
 
     def loss(self, labels: Int[Tensor, "batch tokens 5"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the five labels after a forward pass of the transformer."""
+        """Mean cross-entropy of the five labels after a forward pass of the transformer.
+
+        Tokens with label 0 (no object, no colour, unchanged …) and the others weigh the same in
+        all, however few there are of either.
+        """
         assert self._tokens is not None
         tokens, self._tokens = self._tokens, None
         logits = self.read(layer_norm(tokens, tokens.shape[-1:])).float()
         losses = [
-            cross_entropy(part.flatten(0, 1), labels[..., i].flatten(), ignore_index=UNKNOWN)
+            cross_entropy(part[chosen], labels[..., i][chosen])
             for i, part in enumerate(logits.split(NUM_CLASSES, -1))
-            if bool((labels[..., i] != UNKNOWN).any())
+            for chosen in (labels[..., i] == 0, labels[..., i] > 0)
+            if bool(chosen.any())
         ]
         return torch.stack(losses).mean()

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from step1x_edit.datagen.backgrounds import NAMED
 from step1x_edit.datagen.captions import PHRASINGS
+from step1x_edit.datagen.operators.tone import TONES
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
 from step1x_edit.model.instruction import InstructionConfig
 from step1x_edit.model.processor import PictureProcessor, build_processor
@@ -96,7 +97,7 @@ def train_tokenizer(
 
 
 def _own_sentences() -> Iterator[str]:
-    """Every wording with every word in its slots once."""
+    """Every wording of version 0's edits with every word in its slots once."""
     for language in ("en", "zh"):
         zh = language == "zh"
         slots = {
@@ -106,8 +107,8 @@ def _own_sentences() -> Iterator[str]:
             "background": [e.zh if zh else name for name, e in NAMED.items()],
             "where": [place if zh else f"on the {name}" for name, (place, _) in POSITIONS.items()],
         }
-        for wordings in PHRASINGS.values():
-            for wording in wordings[language]:
+        for kind in ("addition", "removal", "colour", "background", *TONES):
+            for wording in PHRASINGS[kind][language]:
                 used = [slot for slot in slots if "{" + slot + "}" in wording]
                 for words in product(*(slots[slot] for slot in used)):
                     yield wording.format(**dict(zip(used, words, strict=True)))

@@ -39,20 +39,21 @@ from step1x_edit.training.trainer import read_networks
 
 logger = logging.getLogger(__name__)
 
-PHRASING_LABELS = numbered(PHRASINGS)
+OTHER_KINDS = ("addition", "removal", "colour", "background")
+PHRASING_LABELS = numbered((*OTHER_KINDS, *TONES))
 POSITION_LABELS = numbered(POSITIONS)
 NUM_CLASSES = tuple(
     map(len, (PHRASING_LABELS, OBJECT_LABELS, COLOUR_LABELS, POSITION_LABELS, BACKGROUND_LABELS))
 )
 TONE_SHARE = 0.3
+"""Of the sentences."""
 COLOURED_SHARE = 0.3
 """Of added objects; see `operators.addition`."""
 
 
 def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[int]]:
     """A random instruction and the labels of phrasing, object, colour, position and background."""
-    others = [kind for kind in PHRASINGS if kind not in TONES]
-    kind = str(rng.choice(list(TONES) if rng.random() < TONE_SHARE else others))
+    kind = str(rng.choice(list(TONES) if rng.random() < TONE_SHARE else OTHER_KINDS))
     zh = language == "zh"
     wording = str(rng.choice(PHRASINGS[kind][language]))
     name, colour, position, background = (

@@ -10,7 +10,13 @@ from step1x_edit.datagen.operators.addition import addition
 from step1x_edit.datagen.operators.background import background
 from step1x_edit.datagen.operators.base import Edit, Operator
 from step1x_edit.datagen.operators.colour import colour
+from step1x_edit.datagen.operators.material import material
+from step1x_edit.datagen.operators.motion import motion
+from step1x_edit.datagen.operators.portrait import portrait
 from step1x_edit.datagen.operators.removal import removal
+from step1x_edit.datagen.operators.replacement import replacement
+from step1x_edit.datagen.operators.style import style
+from step1x_edit.datagen.operators.text import text
 from step1x_edit.datagen.operators.tone import tone
 
 OPERATORS: dict[str, Operator] = {
@@ -19,6 +25,12 @@ OPERATORS: dict[str, Operator] = {
     "removal": removal,
     "background": background,
     "addition": addition,
+    "replacement": replacement,
+    "material": material,
+    "text": text,
+    "motion": motion,
+    "portrait": portrait,
+    "style": style,
 }
 
 __all__ = ["OPERATORS", "Edit", "Operator"]
