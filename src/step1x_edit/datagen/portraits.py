@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 SKINS: dict[str, RGB] = {
-    "pale": (1.0, 0.86, 0.71), "light": (0.93, 0.73, 0.54), "tan": (0.86, 0.62, 0.40),
+    "pale": (1.0, 0.86, 0.71), "light": (0.93, 0.73, 0.54), "chestnut": (0.63, 0.38, 0.22),
     "brown": (0.82, 0.55, 0.36), "dark": (0.38, 0.26, 0.21),
 }  # fmt: skip
 HAIR = {
