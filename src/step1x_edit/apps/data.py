@@ -52,3 +52,19 @@ def inspect(
         page = write_page(folder, out or folder / "inspect.html", items, bar)
     if not quiet:
         typer.echo(str(page))
+
+
+@app.command("filter")
+def filter_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset's folder")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the records that are kept")],
+    quiet: Quiet = False,
+) -> None:
+    """Keep the records that pass every check, and count the others by reason."""
+    from step1x_edit.datagen.filters import default_checks
+    from step1x_edit.datagen.refine import refine
+
+    with working(f"filtering {folder}", quiet=quiet, steps=True) as bar:
+        drops = refine(folder, out, default_checks(), bar)
+    if not quiet:
+        typer.echo("\n".join([*drops.lines(), str(out)]))
