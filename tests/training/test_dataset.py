@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from step1x_edit.datagen.config import DataConfig
+from step1x_edit.datagen.generate import generate, shard_paths
 from step1x_edit.datagen.pipeline import HELD_OUT_SEED
+from step1x_edit.datagen.shards import read
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.training.config import DataSettings
 from step1x_edit.training.dataset import TripletBatches, batches, picture_batches, to_unit
 
@@ -82,3 +86,20 @@ def test_to_unit_maps_black_and_white_to_the_ends():
     pictures = torch.from_numpy(np.uint8([[[[0, 127, 255]]]]))
     assert to_unit(pictures).flatten().tolist() == pytest.approx([-1, -0.0039, 1], abs=1e-3)
     assert pictures.dtype == torch.uint8
+
+
+def test_a_dataset_on_disk_is_read_as_it_is(tmp_path):
+    out = tmp_path / "set"
+    generate(DataConfig(out=out, num=24, shard_size=8, sizes={"48x32": 1}, num_workers=1))
+    made = {t.seed: int(t.target.sum()) for path in shard_paths(out) for t in read(path)}
+    stream = TripletBatches(settings(shards=out), 5, summary)
+    found = first(stream, 12)
+    assert all(len({drawn.seed for drawn in batch}) == 5 for batch in found)
+    assert all(made[drawn.seed] == drawn.total for batch in found for drawn in batch)
+    assert len({drawn.seed for batch in found for drawn in batch}) > 16
+    assert first(TripletBatches(settings(shards=out), 5, summary, first_batch=8), 4) == found[8:]
+
+
+def test_a_folder_without_a_dataset_is_named(tmp_path):
+    with pytest.raises(InvalidRequest, match="holds no shards"):
+        first(TripletBatches(settings(shards=tmp_path), 5, summary), 1)

@@ -8,7 +8,9 @@ by `generate`, read by the trainer and by ``step1x data inspect``.
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,13 +53,37 @@ def read(path: Path) -> Iterator[Triplet]:
     Raises:
         InvalidRequest: The file is no shard, is cut short, or a record lacks a part.
     """
-    import zlib
+    for parts in read_parts(path):
+        yield decode(parts, path)
 
-    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_tar(path)
+
+def read_parts(path: Path) -> Iterator[dict[str, bytes]]:
+    """Read a shard's records as they are stored, which is quick; `decode` makes triplets of them.
+
+    Raises:
+        InvalidRequest: The file is no shard, or is cut short.
+    """
+    with _damage_named(path):
+        yield from _read_parquet(path) if path.suffix == ".parquet" else _read_tar(path)
+
+
+def decode(parts: dict[str, bytes], path: Path) -> Triplet:
+    """The triplet of a stored record; `path` is named where it is damaged.
+
+    Raises:
+        InvalidRequest: A part is missing or damaged.
+    """
+    with _damage_named(path):
+        source, target, mask = (_picture(parts[name]) for name in PARTS[:3])
+        return from_metadata(json.loads(parts["json"]), source, target, mask > 0)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        for parts in rows:
-            source, target, mask = (_picture(parts[name]) for name in PARTS[:3])
-            yield from_metadata(json.loads(parts["json"]), source, target, mask > 0)
+        yield
+    except InvalidRequest:
+        raise
     except (KeyError, ValueError, OSError, SyntaxError, tarfile.TarError, zlib.error) as error:
         raise InvalidRequest(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it and generate again"

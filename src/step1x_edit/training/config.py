@@ -9,8 +9,11 @@ from step1x_edit.datagen.config import Settings, StreamSettings, read_yaml
 
 
 class DataSettings(StreamSettings):
-    """What the data engine draws while the trainer waits."""
+    """What the data engine draws while the trainer waits, or a dataset that it made before."""
 
+    shards: Path | None = Field(
+        default=None, description="folder of a dataset to read instead; its sizes and shares hold"
+    )
     num_workers: int = Field(default=1, ge=0, description="processes that draw pictures")
 
 

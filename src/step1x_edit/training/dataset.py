@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.generate import shard_paths
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
+from step1x_edit.datagen.shards import decode, read_parts
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.training.alignment import token_labels
@@ -55,24 +58,45 @@ class TripletBatches(IterableDataset[Any]):
         worker = get_worker_info()
         stride, number = (worker.num_workers, worker.id) if worker else (1, 0)
         torch.set_num_threads(1)
-        atlas = _atlas()
-        sizes = list(self.settings.sizes)
-        weights = np.asarray([self.settings.sizes[size] for size in sizes])
+        draw = self._drawn if self.settings.shards is None else _Shelf(self.settings.shards).batch
         number += self.first_batch
         while True:
             rng = np.random.default_rng([self.settings.seed, number, int(self.held_out)])
-            width, height = map(int, str(rng.choice(sizes, p=weights / weights.sum())).split("x"))
-            first = number * self.batch_size
-            seeds = [
-                record_seed(self.settings.seed, first + i, held_out=self.held_out)
-                for i in range(self.batch_size)
-            ]
-            triplets = [
-                make_triplet(seed, sample_category(rng, self.settings.shares), atlas, width, height)
-                for seed in seeds
-            ]
-            yield self.collate(triplets, rng)
+            yield self.collate(draw(rng, number, self.batch_size), rng)
             number += stride
+
+    def _drawn(self, rng: np.random.Generator, number: int, batch_size: int) -> list[Triplet]:
+        """Batch `number`, fresh from the engine."""
+        sizes = list(self.settings.sizes)
+        weights = np.asarray([self.settings.sizes[size] for size in sizes])
+        width, height = map(int, str(rng.choice(sizes, p=weights / weights.sum())).split("x"))
+        first = number * batch_size
+        seeds = [
+            record_seed(self.settings.seed, first + i, held_out=self.held_out)
+            for i in range(batch_size)
+        ]
+        return [
+            make_triplet(seed, sample_category(rng, self.settings.shares), _atlas(), width, height)
+            for seed in seeds
+        ]
+
+
+class _Shelf:
+    """Batches of a dataset's shards: each of one shard, and so of one size.
+
+    Batch `number` is a function of (seed, number) alone; every shard is as likely as it is long.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = shard_paths(folder)
+        self._open = lru_cache(maxsize=4)(lambda path: list(read_parts(path)))
+        self._lengths = np.asarray([len(self._open(path)) for path in self.paths])
+
+    def batch(self, rng: np.random.Generator, _: int, batch_size: int) -> list[Triplet]:
+        path = self.paths[rng.choice(len(self.paths), p=self._lengths / self._lengths.sum())]
+        records = self._open(path)
+        chosen = rng.choice(len(records), batch_size, replace=len(records) < batch_size)
+        return [decode(records[i], path) for i in chosen]
 
 
 def batches(stream: TripletBatches) -> Iterator[Any]:
