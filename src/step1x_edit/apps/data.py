@@ -37,6 +37,22 @@ def generate(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset's folder")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the pictures and metadata.json")],
+    language: Annotated[str, typer.Option("--language", help="of the captions: en or zh")] = "en",
+    quiet: Quiet = False,
+) -> None:
+    """Write a dataset as pictures and the metadata JSON that the official trainer reads."""
+    from step1x_edit.datagen.official_metadata import export as write_official
+
+    with working(f"exporting {folder}", quiet=quiet, steps=True) as bar:
+        metadata = write_official(folder, out, language, bar)
+    if not quiet:
+        typer.echo(str(metadata))
+
+
+@app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset's folder")],
     out: Annotated[

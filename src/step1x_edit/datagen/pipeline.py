@@ -12,7 +12,7 @@ from step1x_edit.datagen.backgrounds import Pixels
 from step1x_edit.datagen.captions import phrase
 from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.records import Triplet
-from step1x_edit.datagen.scene import can_describe, describe, render
+from step1x_edit.datagen.scene import captions_of, render
 
 DEFAULT_SHARES: Mapping[str, float] = {
     "addition": 0.1099, "removal": 0.1099, "replacement": 0.2198, "motion": 0.1319, "text": 0.0879,
@@ -52,10 +52,7 @@ def make_triplet(
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
         if mask.mean() >= MIN_CHANGED_SHARE and _change(before, after, mask) >= MIN_CHANGE:
             break
-    named = edit.finish is None and can_describe(edit.after)
-    captions = (
-        {language: describe(edit.after, language) for language in ("en", "zh")} if named else {}
-    )
+    captions = {} if edit.finish else captions_of(edit.after)
     instructions = phrase(rng, edit.phrasing, edit.words)
     return Triplet(category, before, after, mask, instructions, captions, edit, seed)
 

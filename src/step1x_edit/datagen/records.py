@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from step1x_edit.datagen.operators.base import Edit
-from step1x_edit.datagen.scene import Scene
+from step1x_edit.datagen.scene import Scene, captions_of
 
 LICENCES = {
     "objects": "MIT, Fluent Emoji, Microsoft",
@@ -43,6 +43,11 @@ class Triplet:
         """Name of the record in a shard."""
         return f"{self.seed:013d}"
 
+    @property
+    def source_captions(self) -> dict[str, str]:
+        """Language → what the source shows; empty where it cannot be said."""
+        return captions_of(self.edit.before)
+
     def metadata(self) -> dict[str, Any]:
         """All but the pictures, as plain values."""
         art = sorted(self.edit.before.art() | self.edit.after.art())
@@ -50,6 +55,7 @@ class Triplet:
             "category": self.category,
             "instructions": self.instructions,
             "captions": self.captions,
+            "source_captions": self.source_captions,
             "phrasing": self.edit.phrasing,
             "words": self.edit.words,
             "before": self.edit.before.to_json(),

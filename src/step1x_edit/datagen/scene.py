@@ -254,10 +254,12 @@ def _cast_shadow(picture: Pixels, x: float, y: float, radius: float) -> None:
     ].astype(np.float32)
 
 
-def can_describe(scene: Scene) -> bool:
-    """Whether `describe` says all that can be seen."""
-    upright = all(not (placed.material or placed.quarter_turns) for placed in scene.objects)
-    return upright and scene.background_name is not None and not (scene.signs or scene.portraits)
+def captions_of(scene: Scene) -> dict[str, str]:
+    """Language → caption; empty where `describe` would not say all that can be seen."""
+    plain = all(not (placed.material or placed.quarter_turns) for placed in scene.objects)
+    if not plain or scene.background_name is None or scene.signs or scene.portraits:
+        return {}
+    return {language: describe(scene, language) for language in ("en", "zh")}
 
 
 def describe(scene: Scene, language: str) -> str:

@@ -40,7 +40,7 @@ class TrainingRun:
     warmup_steps: int = 100
     decay_share: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.998
     lr_scales: tuple[float, ...] = ()
     """Each optimiser's part of the learning rate; by default all of it."""
     step: int = 0
