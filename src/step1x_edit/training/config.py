@@ -71,7 +71,7 @@ class EditRun(Settings):
         default=3.0, ge=0, description="extra loss weight of tokens that the edit changes"
     )
     scene_weight: float = Field(
-        default=0.3, ge=0, description="weight of the scene labels' loss; see alignment"
+        default=1.0, ge=0, description="weight of the scene labels' loss; see alignment"
     )
     instruction_dropout: float = Field(default=0.1, ge=0, le=1)
     zh_share: float = Field(default=0.4, ge=0, le=1, description="share of Chinese instructions")
