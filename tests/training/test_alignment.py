@@ -61,10 +61,10 @@ def test_tokens_outside_the_change_have_equal_labels(atlas):
     np.testing.assert_array_equal(target[same], reference[same])
 
 
-def test_the_head_learns_what_the_blocks_tokens_show():
+def test_the_head_learns_what_the_tokens_show():
     torch.manual_seed(0)
     block = Passing()
-    head = SceneHead(block, 8)
+    head = SceneHead(block, block, 8)
     tokens = torch.randn(2, 6, 8)
     labels = torch.stack([torch.randint(count, (2, 6)) for count in NUM_CLASSES], -1)
     labels[:, :3, 2] = UNKNOWN
@@ -82,11 +82,26 @@ def test_the_head_learns_what_the_blocks_tokens_show():
 
 def test_labels_that_are_all_unknown_do_not_spoil_the_loss():
     block = Passing()
-    head = SceneHead(block, 8)
+    head = SceneHead(block, block, 8)
     labels = torch.zeros(1, 4, 5, dtype=torch.long)
     labels[..., 2] = UNKNOWN
     block(torch.randn(1, 4, 8))
     assert torch.isfinite(head.loss(labels))
+
+
+def test_the_change_is_read_from_the_later_block():
+    shown, meant = Passing(), Passing()
+    head = SceneHead(shown, meant, 8)
+    first, second = torch.randn(2, 1, 4, 8)
+    shown(first)
+    meant(second)
+    *scene, changed = head.logits()
+    assert [part.shape[-1] for part in scene] == list(NUM_CLASSES[:-1])
+    shown(first)
+    meant(first)
+    *same, other = head.logits()
+    assert all(torch.equal(a, b) for a, b in zip(scene, same, strict=True))
+    assert not torch.equal(changed, other)
 
 
 class Passing(nn.Module):

@@ -8,6 +8,7 @@ at high noise follow from the instruction alone. The head is thrown away after t
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,22 +82,39 @@ def _squares(picture: np.ndarray) -> np.ndarray:
     return cut.swapaxes(1, 2).reshape(rows * columns, -1)
 
 
+CHANGED_WEIGHT = 3.0
+"""Of the last label's losses: which object is meant is what is learnt last."""
+
+
 class SceneHead(nn.Module):
-    """Linear reading of the labels from the output of one transformer block.
+    """Linear reading of the labels from the outputs of two transformer blocks.
+
+    What is there is read first; whether it changes is read a block later, because that follows from
+    what is there and what is asked for.
 
     Args:
-        block: The block; a hook keeps the picture tokens of its last call.
-        dim: Their width.
+        shown: The block after which the scene is read; a hook keeps its last picture tokens.
+        meant: The block after which the change is read, likewise.
+        dim: Width of the tokens.
     """
 
-    def __init__(self, block: nn.Module, dim: int) -> None:
+    def __init__(self, shown: nn.Module, meant: nn.Module, dim: int) -> None:
         super().__init__()
         self.read = nn.Linear(dim, sum(NUM_CLASSES))
-        self._tokens: Tensor | None = None
-        block.register_forward_hook(self._keep)
+        self._tokens: dict[str, Tensor] = {}
+        for name, block in (("shown", shown), ("meant", meant)):
+            block.register_forward_hook(partial(self._keep, name))
 
-    def _keep(self, _: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
-        self._tokens = output[1]
+    def _keep(self, name: str, _: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
+        self._tokens[name] = output[1]
+
+    def logits(self) -> list[Float[Tensor, "batch tokens classes"]]:
+        """The five labels' logits after a forward pass of the transformer."""
+        shown, meant = (
+            self.read(layer_norm(tokens, tokens.shape[-1:])).float().split(NUM_CLASSES, -1)
+            for tokens in (self._tokens.pop("shown"), self._tokens.pop("meant"))
+        )
+        return [*shown[:-1], meant[-1]]
 
     def loss(self, labels: Int[Tensor, "batch tokens 5"]) -> Float[Tensor, ""]:
         """Mean cross-entropy of the five labels after a forward pass of the transformer.
@@ -104,13 +122,11 @@ class SceneHead(nn.Module):
         Tokens with label 0 (no object, no colour, unchanged …) and the others weigh the same in
         all, however few there are of either.
         """
-        assert self._tokens is not None
-        tokens, self._tokens = self._tokens, None
-        logits = self.read(layer_norm(tokens, tokens.shape[-1:])).float()
-        losses = [
-            cross_entropy(part[chosen], labels[..., i][chosen])
-            for i, part in enumerate(logits.split(NUM_CLASSES, -1))
-            for chosen in (labels[..., i] == 0, labels[..., i] > 0)
-            if bool(chosen.any())
-        ]
-        return torch.stack(losses).mean()
+        losses, weights = [], []
+        for i, part in enumerate(self.logits()):
+            for chosen in (labels[..., i] == 0, labels[..., i] > 0):
+                if bool(chosen.any()):
+                    losses.append(cross_entropy(part[chosen], labels[..., i][chosen]))
+                    weights.append(CHANGED_WEIGHT if i == len(NUM_CLASSES) - 1 else 1.0)
+        scale = torch.tensor(weights) / sum(weights)
+        return (torch.stack(losses) * scale).sum()

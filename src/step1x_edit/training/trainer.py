@@ -78,7 +78,8 @@ class EditTraining:
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
         nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
         blocks = self.transformer.single_transformer_blocks
-        self.scene_head = SceneHead(blocks[len(blocks) // 2], self.transformer.inner_dim)
+        middle = len(blocks) // 2
+        self.scene_head = SceneHead(blocks[middle], blocks[middle + 1], self.transformer.inner_dim)
         self.trained = nn.ModuleDict(
             {
                 "transformer": self.transformer,
