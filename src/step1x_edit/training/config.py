@@ -76,6 +76,11 @@ class EditRun(Settings):
     instruction_dropout: float = Field(default=0.1, ge=0, le=1)
     zh_share: float = Field(default=0.4, ge=0, le=1, description="share of Chinese instructions")
     text_to_image_share: float = Field(default=0.1, ge=0, le=1)
+    train_reading: bool = Field(
+        default=True,
+        description="also train the instruction encoder and the connector; the velocity's gradient "
+        "at a high learning rate wears off what a reading run has taught them",
+    )
     bf16: bool = True
 
 

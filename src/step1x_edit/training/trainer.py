@@ -77,6 +77,9 @@ class EditTraining:
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
         nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
+        if not config.train_reading:
+            text_encoder.requires_grad_(False)
+            self.transformer.connector.requires_grad_(False)
         blocks = self.transformer.single_transformer_blocks
         middle = len(blocks) // 2
         self.scene_head = SceneHead(blocks[middle], blocks[middle + 1], self.transformer.inner_dim)
