@@ -50,9 +50,9 @@ def test_the_same_batch_number_gives_the_same_sentences(run):
     tokenize = ReadingTraining(run).encoder.tokenizer
     first, again = (next(iter(SentenceBatches(run, tokenize, 7))) for _ in range(2))
     other = next(iter(SentenceBatches(run, tokenize, 8)))
-    assert torch.equal(first[0].input_ids, again[0].input_ids)
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[1], other[1])
+    assert torch.equal(first.tokens.input_ids, again.tokens.input_ids)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, other.labels)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ away; the transformer then finds the words' meaning ready to use.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,22 @@ def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[
     ]
 
 
+@dataclass(frozen=True)
+class SentenceBatch:
+    """What one step reads."""
+
+    tokens: InstructionTokens
+    labels: Int[Tensor, "batch 5"]
+    """See `sample_sentence`."""
+
+
 class SentenceBatches(IterableDataset[Any]):
-    """Endless batches of tokenised sentences and their labels (batch, 5)."""
+    """Endless batches of tokenised sentences with their labels."""
 
     def __init__(self, run: ReadingRun, tokenize: InstructionTokenizer, first_batch: int) -> None:
         self.run, self.tokenize, self.number = run, tokenize, first_batch
 
-    def __iter__(self) -> Iterator[tuple[InstructionTokens, Int[Tensor, "batch 5"]]]:
+    def __iter__(self) -> Iterator[SentenceBatch]:
         """Yield batches for ever; batch number n is a function of (seed, n)."""
         while True:
             rng = np.random.default_rng([self.run.seed, self.number])
@@ -99,7 +109,9 @@ class SentenceBatches(IterableDataset[Any]):
                 for _ in range(self.run.batch_size)
             ]
             sentences, labels = zip(*(sample_sentence(rng, c) for c in chosen), strict=True)
-            yield self.tokenize([None] * len(chosen), sentences), torch.tensor(labels)
+            yield SentenceBatch(
+                self.tokenize([None] * len(chosen), sentences), torch.tensor(labels)
+            )
             self.number += 1
 
 
@@ -142,11 +154,9 @@ class ReadingTraining:
                 head(read).float() for head, read in zip(self.heads, (pooled, last), strict=True)
             ]
 
-    def loss_of(
-        self, batch: tuple[InstructionTokens, Int[Tensor, "batch 5"]]
-    ) -> tuple[Tensor, int]:
+    def loss_of(self, batch: SentenceBatch) -> tuple[Tensor, int]:
         """Mean cross-entropy over heads and slots, and the number of sentences."""
-        tokens, labels = batch
+        tokens, labels = batch.tokens, batch.labels
         losses = [
             cross_entropy(part, labels[:, slot])
             for logits in self.read(tokens)
@@ -155,9 +165,9 @@ class ReadingTraining:
         return torch.stack(losses).mean(), len(labels)
 
     @torch.no_grad()
-    def accuracy(self, batch: tuple[InstructionTokens, Int[Tensor, "batch 5"]]) -> list[float]:
+    def accuracy(self, batch: SentenceBatch) -> list[float]:
         """Share of sentences read right in all slots, from the pooled vector and the last word."""
-        tokens, labels = batch
+        tokens, labels = batch.tokens, batch.labels
         return [
             float(
                 torch.stack([part.argmax(-1) for part in logits.split(NUM_CLASSES, -1)], -1)
