@@ -22,12 +22,8 @@ pytestmark = [
 STEP1X = Path(sys.executable).parent / "step1x"
 PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "coffee.jpg"
 LIMIT_BYTES = 48_000_000
-# What version 0 reaches, with some room: its card has the figures. Grey is aimed at 0, gains at 0.5
-# and, for addition, 0.25.
 MEAN_SPREAD = 12
-LEAST_MEDIAN_GAINS = {
-    "tone": 0.6, "colour": 0.3, "removal": 0.4, "background": 0.8, "addition": 0.1,
-}  # fmt: skip
+"""What version 0 reaches of a grey that should be 0, with some room; its goal is asserted below."""
 
 
 def edit(picture: Path, instruction: str, out: Path, *options: str) -> Image.Image:
@@ -81,10 +77,17 @@ def test_a_chinese_instruction_does_the_same(three_megapixels, tmp_path):
     assert spread(result) <= MEAN_SPREAD
 
 
+@pytest.mark.xfail(reason="version 0 leaves a faint tint", strict=True)
+def test_grey_is_really_grey(three_megapixels, tmp_path):
+    result = edit(three_megapixels, "make it black and white", tmp_path / "a.png", "--seed", "1")
+    assert np.ptp(np.asarray(result.convert("RGB"), np.int16), axis=-1).max() <= 2
+
+
 def test_held_out_edits_gain(tmp_path):
     """A few items of each category; the full table is `step1x bench mini`."""
     command = [str(STEP1X), "bench", "mini", "--items", "8", "--out", str(tmp_path), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     gains = {row["category"]: row["median_gain"] for row in json.loads(done.stdout)}
-    for category, least in LEAST_MEDIAN_GAINS.items():
-        assert gains[category] >= least, gains
+    for category in ("tone", "colour", "removal", "background"):
+        assert gains[category] >= 0.5, gains
+    assert gains["addition"] >= 0.25, gains

@@ -38,25 +38,12 @@ class Atlas:
         """The object's straight-alpha RGBA in [0, 1], scaled to fit a square of `height_px`."""
         with Image.open(self.folder / "objects" / f"{name.replace(' ', '_')}.webp") as file:
             sprite = file.convert("RGBA")
-        scale = height_px / max(sprite.size)
-        size = (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale)))
-        # Premultiplied while scaling, so that transparent pixels lend no colour to the rim.
-        pixels = np.asarray(sprite, np.float32) / 255
-        pixels[..., :3] *= pixels[..., 3:]
-        channels = [
-            np.asarray(Image.fromarray(pixels[..., c]).resize(size, Image.Resampling.BOX))
-            for c in range(4)
-        ]
-        scaled = np.stack(channels, -1)
-        scaled[..., :3] /= np.maximum(scaled[..., 3:], 1e-4)
-        return scaled.clip(0, 1)
+        return fit(_premultiplied(sprite), height_px)
 
     def _layer(self, name: str) -> Float[np.ndarray, "height width 4"]:
         """A part of a portrait: premultiplied RGBA in [0, 1]; all parts have one size."""
         with Image.open(self.folder / "portraits" / f"{name.replace(' ', '_')}.webp") as file:
-            pixels = np.asarray(file.convert("RGBA"), np.float32) / 255
-        pixels[..., :3] *= pixels[..., 3:]
-        return pixels
+            return _premultiplied(file.convert("RGBA"))
 
     def _panorama(self, name: str) -> Float[np.ndarray, "height width 3"]:
         return self._rgb(self.folder / "panoramas" / f"{name}.jpg")
@@ -68,3 +55,28 @@ class Atlas:
     def _rgb(path: Path) -> Float[np.ndarray, "height width 3"]:
         with Image.open(path) as file:
             return np.asarray(file.convert("RGB"), np.float32) / 255
+
+
+def fit(
+    premultiplied: Float[np.ndarray, "height width 4"], side_px: int
+) -> Float[np.ndarray, "rows columns 4"]:
+    """Scale a premultiplied drawing to fit a square; the result has straight alpha.
+
+    Premultiplied while scaling, so that transparent pixels lend no colour to the rim.
+    """
+    height, width = premultiplied.shape[:2]
+    scale = side_px / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    channels = [
+        np.asarray(Image.fromarray(premultiplied[..., c]).resize(size, Image.Resampling.BOX))
+        for c in range(4)
+    ]
+    scaled = np.stack(channels, -1)
+    scaled[..., :3] /= np.maximum(scaled[..., 3:], 1e-4)
+    return scaled.clip(0, 1)
+
+
+def _premultiplied(picture: Image.Image) -> Float[np.ndarray, "height width 4"]:
+    pixels = np.asarray(picture, np.float32) / 255
+    pixels[..., :3] *= pixels[..., 3:]
+    return pixels

@@ -22,7 +22,7 @@ from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
-from step1x_edit.datagen.shards import SUFFIXES, write
+from step1x_edit.datagen.shards import SUFFIXES, new_folder, write
 from step1x_edit.errors import InvalidRequest, MissingExtra, Step1XEditError
 
 MANIFEST = "dataset.json"
@@ -151,9 +151,7 @@ def _open_folder(config: DataConfig) -> None:
                     f"{wanted[name]}: give another --out"
                 )
         return
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise InvalidRequest(f"{config.out} holds something else: give an empty or a new --out")
-    config.out.mkdir(parents=True, exist_ok=True)
+    new_folder(config.out)
     beside = manifest.with_suffix(".json.new")
     beside.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     beside.replace(manifest)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from step1x_edit.datagen.generate import shard_paths
-from step1x_edit.datagen.shards import read
+from step1x_edit.datagen.shards import new_folder, read
 from step1x_edit.errors import InvalidRequest
 
 METADATA = "metadata.json"
@@ -41,9 +41,8 @@ def export(
     if language not in LANGUAGES:
         raise InvalidRequest(f"language {language!r}: give one of {', '.join(LANGUAGES)}")
     paths = shard_paths(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidRequest(f"{out} holds something: give an empty or a new --out")
-    (out / "source").mkdir(parents=True)
+    new_folder(out)
+    (out / "source").mkdir()
     (out / "target").mkdir()
     entries: dict[str, dict[str, str]] = {}
     for number, path in enumerate(paths, 1):

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
-from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.atlas import Atlas, fit
 from step1x_edit.datagen.vocabulary import COLOURS
 
 RGB = tuple[float, float, float]
@@ -121,15 +120,7 @@ def draw_portrait(
         layer = atlas.layer(name) if rgb is None else _coloured(name, rgb, atlas)
         drawn = layer if drawn is None else layer + drawn * (1 - layer[..., 3:])
     assert drawn is not None  # the body is always there
-    scale = round(person.size * min(size)) / max(drawn.shape[:2])
-    small = (max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale)))
-    channels = [
-        np.asarray(Image.fromarray(drawn[..., c]).resize(small, Image.Resampling.BOX))
-        for c in range(4)
-    ]
-    scaled = np.stack(channels, -1)
-    scaled[..., :3] /= np.maximum(scaled[..., 3:], 1e-4)
-    return scaled.clip(0, 1)
+    return fit(drawn, round(person.size * min(size)))
 
 
 def _coloured(name: str, rgb: RGB, atlas: Atlas) -> Float[np.ndarray, "h w 4"]:

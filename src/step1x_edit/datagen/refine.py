@@ -8,8 +8,7 @@ from pathlib import Path
 from step1x_edit.datagen.filters import Check, Drops, keep
 from step1x_edit.datagen.generate import MANIFEST, shard_paths
 from step1x_edit.datagen.records import Triplet
-from step1x_edit.datagen.shards import read, write
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.datagen.shards import new_folder, read, write
 
 DROPS = "drops.json"
 
@@ -37,9 +36,7 @@ def refine(
         InvalidRequest: `out` holds something, or a shard is damaged.
     """
     paths = shard_paths(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InvalidRequest(f"{out} holds something: give an empty or a new --out")
-    out.mkdir(parents=True, exist_ok=True)
+    new_folder(out)
     drops = Drops()
 
     def all_triplets() -> Iterator[Triplet]:

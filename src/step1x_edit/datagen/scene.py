@@ -16,7 +16,7 @@ from step1x_edit.datagen.backgrounds import NAMED, PROCEDURAL, Pixels, sample
 from step1x_edit.datagen.materials import made_of
 from step1x_edit.datagen.portraits import Portrait, draw_portrait
 from step1x_edit.datagen.signs import Sign, draw_sign
-from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
 
 CANONICAL_SIZE = 0.42
 CANONICAL_HEIGHT = 0.62
@@ -271,8 +271,7 @@ def describe(scene: Scene, language: str) -> str:
             parts.append(f"{POSITIONS[placed.position][0]}有一个{colour}{OBJECTS[placed.name].zh}")
         else:
             noun = f"{placed.colour} {placed.name}" if placed.colour else placed.name
-            where = "in the middle" if placed.position == "middle" else f"on the {placed.position}"
-            parts.append(f"{article(noun)} {noun} {where}")
+            parts.append(f"{article(noun)} {noun} {where(placed.position)}")
     if scene.background_name is not None:
         zh = language == "zh"
         parts.append(

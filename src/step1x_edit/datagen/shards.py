@@ -27,6 +27,17 @@ PNG_LEVEL = 1
 """Of zlib: at small sizes the higher levels save a few per cent and cost most of the time."""
 
 
+def new_folder(out: Path) -> None:
+    """Make a folder for results, or see that it is empty.
+
+    Raises:
+        InvalidRequest: It holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InvalidRequest(f"{out} holds something else: give an empty or a new --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def write(path: Path, triplets: Iterable[Triplet]) -> int:
     """Write a shard beside its place, then rename it.
 

@@ -90,3 +90,8 @@ POSITIONS: dict[str, tuple[str, float]] = {
     "right": ("右边", 0.78),
 }
 """Name → (Chinese, centre of the object as a fraction of the picture's width)."""
+
+
+def where(position: str) -> str:
+    """A key of `POSITIONS` as English says it: "on the left", "in the middle"."""
+    return f"{'in' if position == 'middle' else 'on'} the {position}"

@@ -50,7 +50,7 @@ def token_labels(
     triplet: Triplet, atlas: Atlas, *, target_only: bool = False
 ) -> Int[np.ndarray, "tokens 5"]:
     """The labels of a triplet's target tokens, then those of its reference tokens, row by row."""
-    changed = _squares(triplet.mask).mean(-1) > 0
+    changed = squares(triplet.mask).mean(-1) > 0
     edit = triplet.edit
     tone = TONE_LABELS.get(edit.phrasing, 0)
     target = _scene_labels(edit.after, atlas, triplet.mask.shape, tone, changed)
@@ -64,7 +64,7 @@ def token_labels(
 def _scene_labels(
     scene: Scene, atlas: Atlas, size: tuple[int, ...], tone: int, changed: np.ndarray
 ) -> Int[np.ndarray, "tokens 5"]:
-    owner = _squares(owners(scene, atlas, (size[0], size[1])))  # (tokens, pixels)
+    owner = squares(owners(scene, atlas, (size[0], size[1])))  # (tokens, pixels)
     objects = np.zeros(len(owner), np.int64)
     colours = np.zeros(len(owner), np.int64)
     for index, placed in enumerate(scene.objects):
@@ -75,8 +75,8 @@ def _scene_labels(
     return np.stack(labels, -1)
 
 
-def _squares(picture: np.ndarray) -> np.ndarray:
-    """(height, width) → (tokens, pixels of a token), row by row."""
+def squares(picture: np.ndarray) -> np.ndarray:
+    """Cut a picture into its tokens: (height, width) → (tokens, pixels of a token), row by row."""
     rows, columns = (side // PIXELS_PER_TOKEN for side in picture.shape)
     cut = picture.reshape(rows, PIXELS_PER_TOKEN, columns, PIXELS_PER_TOKEN)
     return cut.swapaxes(1, 2).reshape(rows * columns, -1)

@@ -20,8 +20,7 @@ from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_categ
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import decode, read_parts
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
-from step1x_edit.model.latents import PIXELS_PER_TOKEN
-from step1x_edit.training.alignment import token_labels
+from step1x_edit.training.alignment import squares, token_labels
 from step1x_edit.training.config import DataSettings
 
 Collate = Callable[[list[Triplet], np.random.Generator], Any]
@@ -84,16 +83,17 @@ class TripletBatches(IterableDataset[Any]):
 class _Shelf:
     """Batches of a dataset's shards: each of one shard, and so of one size.
 
-    Batch `number` is a function of (seed, number) alone; every shard is as likely as it is long.
+    Batch `number` is a function of (seed, number) alone; a shard is as likely as its file is large.
     """
 
     def __init__(self, folder: Path) -> None:
         self.paths = shard_paths(folder)
+        sizes = np.asarray([path.stat().st_size for path in self.paths])
+        self.shares = sizes / sizes.sum()
         self._open = lru_cache(maxsize=4)(lambda path: list(read_parts(path)))
-        self._lengths = np.asarray([len(self._open(path)) for path in self.paths])
 
     def batch(self, rng: np.random.Generator, _: int, batch_size: int) -> list[Triplet]:
-        path = self.paths[rng.choice(len(self.paths), p=self._lengths / self._lengths.sum())]
+        path = self.paths[rng.choice(len(self.paths), p=self.shares)]
         records = self._open(path)
         chosen = rng.choice(len(records), batch_size, replace=len(records) < batch_size)
         return [decode(records[i], path) for i in chosen]
@@ -162,7 +162,8 @@ class EditCollate:
         words = [self._words(t.captions if drawing else t.instructions, rng) for t in chosen]
         pictures = [None if drawing else Image.fromarray(t.source) for t in chosen]
         labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])
-        changed = np.stack([_pool(np.ones_like(t.mask) if drawing else t.mask) for t in chosen])
+        masks = [np.ones_like(t.mask) if drawing else t.mask for t in chosen]
+        changed = np.stack([squares(mask).mean(-1, dtype=np.float32) for mask in masks])
         return EditBatch(
             source=None if drawing else _stack([t.source for t in chosen]),
             target=_stack([t.target for t in chosen]),
@@ -182,13 +183,6 @@ _atlas = lru_cache(Atlas)
 
 def _stack(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures))
-
-
-def _pool(mask: np.ndarray) -> np.ndarray:
-    """Mean of a mask over each token's square, row by row."""
-    rows, columns = (side // PIXELS_PER_TOKEN for side in mask.shape)
-    squares = mask.reshape(rows, PIXELS_PER_TOKEN, columns, PIXELS_PER_TOKEN).astype(np.float32)
-    return squares.mean((1, 3)).ravel()
 
 
 def picture_batches(

@@ -20,12 +20,13 @@ DEFAULTS = {"num_inference_steps": 4, "guidance_scale": 1.5, "size_level": 128}
 measured. More steps draw sharper but surer of what is wrong."""
 
 
-def export(config: EditRun, out: Path) -> Path:
-    """Write a run's averaged weights, finished or not, as a bfloat16 diffusers-layout folder.
+def export(config: EditRun, out: Path, *, averaged: bool = True) -> Path:
+    """Write a run's weights, finished or not, as a bfloat16 diffusers-layout folder.
 
     Args:
         config: The run; its folder holds ``checkpoint.pt``.
         out: The model folder.
+        averaged: The average of the weights; False gives those of the last step.
 
     Raises:
         InvalidRequest: The run has no checkpoint yet.
@@ -34,7 +35,8 @@ def export(config: EditRun, out: Path) -> Path:
     run = TrainingRun(config.folder, training.trained, [], config.lr, config.num_steps)
     if not run.restore_weights():
         raise InvalidRequest(f"{config.folder} holds no checkpoint.pt: train first")
-    run.load_ema_into(training.trained)
+    if averaged:
+        run.load_ema_into(training.trained)
     pipeline = Step1XEditPipeline(
         processor=training.encoder.tokenizer.processor,
         scheduler=FlowMatchEulerDiscreteScheduler(
@@ -59,8 +61,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m step1x_edit.training.export")
     parser.add_argument("config", type=Path, help="the run's YAML")
     parser.add_argument("out", type=Path, help="model folder to write")
+    parser.add_argument("--last", action="store_true", help="the last step's, not the average")
     arguments = parser.parse_args()
     settings = load(arguments.config)
     if not isinstance(settings, EditRun):
         parser.error(f"{arguments.config} is a run of kind {settings.kind}, not edit")
-    export(settings, arguments.out)
+    export(settings, arguments.out, averaged=not arguments.last)

@@ -23,8 +23,7 @@ from step1x_edit.datagen.backgrounds import NAMED
 from step1x_edit.datagen.captions import PHRASINGS
 from step1x_edit.datagen.operators.tone import TONES
 from step1x_edit.datagen.scene import article
-from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
-from step1x_edit.model.batched_vision import batch_vision
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
 from step1x_edit.model.instruction import (
     InstructionEncoder,
     InstructionTokenizer,
@@ -35,8 +34,8 @@ from step1x_edit.training.alignment import BACKGROUND_LABELS, COLOUR_LABELS, OBJ
 from step1x_edit.training.config import ReadingRun
 from step1x_edit.training.dataset import in_worker
 from step1x_edit.training.loop import TrainingRun, run_loop
-from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
-from step1x_edit.training.trainer import read_networks
+from step1x_edit.training.mini import INSTRUCTION
+from step1x_edit.training.trainer import begin_networks
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[
         noun = f"{colour} {name}" if added and coloured else name
         words = {
             "object": noun, "a_object": f"{article(noun)} {noun}", "colour": colour,
-            "where": f"{'in' if position == 'middle' else 'on'} the {position}",
+            "where": where(position),
             "background": background,
         }  # fmt: skip
     sentence = wording.format(**words)
@@ -121,13 +120,7 @@ class ReadingTraining:
     def __init__(self, config: ReadingRun) -> None:
         torch.manual_seed(config.seed)
         processor = PictureProcessor.from_pretrained(config.processor)
-        self.transformer, text_encoder = (
-            (build_transformer(), build_text_encoder(processor))
-            if config.start is None
-            else read_networks(config.start)
-        )
-        text_encoder.set_attn_implementation("eager")
-        batch_vision(text_encoder)
+        self.transformer, text_encoder = begin_networks(config.start, processor)
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.bf16 = config.bf16
         settings = self.transformer.config

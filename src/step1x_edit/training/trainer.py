@@ -61,15 +61,7 @@ class EditTraining:
         self.config = config
         torch.manual_seed(config.seed)
         processor = PictureProcessor.from_pretrained(config.processor)
-        self.transformer, text_encoder = (
-            (build_transformer(), build_text_encoder(processor))
-            if config.start is None
-            else read_networks(config.start)
-        )
-        # At the mini's lengths written-out attention and one batched vision tower are several times
-        # faster to train than the stock kernels and the loop over pictures.
-        text_encoder.set_attn_implementation("eager")
-        batch_vision(text_encoder)
+        self.transformer, text_encoder = begin_networks(config.start, processor)
         # On a CPU the exact GELU is faster than its tanh form; bfloat16 hardly tells them apart.
         for module in self.transformer.modules():
             if isinstance(module, nn.GELU | GELU):
@@ -133,7 +125,25 @@ class EditTraining:
         self.encoder.text_encoder.save_pretrained(folder / "text_encoder")
 
 
-def read_networks(
+def begin_networks(
+    start: Path | None, processor: PictureProcessor
+) -> tuple[Step1XEditTransformer2DModel, Qwen2_5_VLForConditionalGeneration]:
+    """The networks of the model folder `start`, or untrained ones, made quick to train.
+
+    At the mini's lengths written-out attention and one batched vision tower are several times
+    faster than the stock kernels and the loop over pictures.
+    """
+    transformer, text_encoder = (
+        (build_transformer(), build_text_encoder(processor))
+        if start is None
+        else _read_networks(start)
+    )
+    text_encoder.set_attn_implementation("eager")
+    batch_vision(text_encoder)
+    return transformer, text_encoder
+
+
+def _read_networks(
     folder: Path,
 ) -> tuple[Step1XEditTransformer2DModel, Qwen2_5_VLForConditionalGeneration]:
     """The networks of a model folder, in float32."""

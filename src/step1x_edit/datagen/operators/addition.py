@@ -7,7 +7,7 @@ import numpy as np
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.operators.base import Edit
 from step1x_edit.datagen.scene import article, canonical, sample_scene
-from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
 
 
 def addition(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
@@ -23,7 +23,7 @@ def addition(rng: np.random.Generator, atlas: Atlas, width: int, height: int) ->
     words = {
         "en": {
             "a_object": f"{article(noun)} {noun}",
-            "where": f"{'in' if added.position == 'middle' else 'on'} the {added.position}",
+            "where": where(added.position),
         },
         "zh": {
             "object": (f"{COLOURS[colour].zh}的" if colour else "") + OBJECTS[added.name].zh,

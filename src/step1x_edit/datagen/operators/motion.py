@@ -8,7 +8,7 @@ import numpy as np
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.operators.base import Edit
 from step1x_edit.datagen.scene import PlacedObject, Scene, sample_scene
-from step1x_edit.datagen.vocabulary import OBJECTS, POSITIONS
+from step1x_edit.datagen.vocabulary import OBJECTS, POSITIONS, where
 
 GROWTH = 1.5
 SHRINKAGE = 0.6
@@ -40,7 +40,7 @@ def motion(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> E
     kind = str(rng.choice(kinds))
     if kind == "move":
         wanted = str(rng.choice(free))
-        words["en"]["where"] = f"{'in' if wanted == 'middle' else 'on'} the {wanted}"
+        words["en"]["where"] = where(wanted)
         words["en"]["to_where"] = f"to the {wanted}"
         words["zh"]["where"] = POSITIONS[wanted][0]
         changes = {"x": POSITIONS[wanted][1], "position": wanted}

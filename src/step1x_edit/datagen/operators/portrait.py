@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,17 @@ from step1x_edit.datagen.portraits import (
     HAIR,
     HAIR_COLOURS,
     SKINS,
+    Part,
     Portrait,
 )
 from step1x_edit.datagen.scene import sample_scene
 from step1x_edit.datagen.vocabulary import COLOURS
 
-KINDS = ("hair_colour", "hair_style", "beard", "glasses", "clothes", "clothes_colour", "expression")
+KINDS: dict[str, Mapping[str, Any]] = {
+    "hair_colour": HAIR_COLOURS, "hair": HAIR, "beard": BEARDS, "glasses": GLASSES,
+    "clothes": CLOTHES, "clothes_colour": COLOURS, "expression": EXPRESSIONS,
+}  # fmt: skip
+"""Field of `Portrait` → what it can be."""
 SIZE = 0.92
 BEARDED_SHARE = 0.35
 GLASSES_SHARE = 0.4
@@ -30,9 +36,11 @@ def portrait(rng: np.random.Generator, atlas: Atlas, width: int, height: int) ->
     """Change one thing about a person."""
     person = sample_person(rng, min(width, height) / height)
     scene = replace(sample_scene(rng, atlas, width, height, num_objects=0), portraits=(person,))
-    kind = str(rng.choice([kind for kind in KINDS if kind != "hair_colour" or _has_hair(person)]))
-    changed, phrasing, words = _CHANGES[kind](rng, person)
-    return Edit(scene, replace(scene, portraits=(changed,)), phrasing, words)
+    kind = str(rng.choice([kind for kind in KINDS if _is_seen(kind, person)]))
+    wanted = str(rng.choice([name for name in KINDS[kind] if name != getattr(person, kind)]))
+    phrasing, said = _wording(kind, wanted)
+    after = replace(scene, portraits=(replace(person, **{kind: wanted}),))  # pyright: ignore[reportArgumentType] - a field's name
+    return Edit(scene, after, phrasing, said)
 
 
 def sample_person(rng: np.random.Generator, share_of_height: float) -> Portrait:
@@ -56,59 +64,23 @@ def sample_person(rng: np.random.Generator, share_of_height: float) -> Portrait:
     )
 
 
-def _has_hair(person: Portrait) -> bool:
-    return person.hair != "bald"
+def _is_seen(kind: str, person: Portrait) -> bool:
+    """Whether the change would show: of a blazer only the shirt below takes the colour."""
+    if kind == "hair_colour":
+        return person.hair != "bald"
+    return kind != "clothes_colour" or person.clothes != "blazer"
 
 
-def _other(rng: np.random.Generator, table: Mapping[str, object], own: str) -> str:
-    return str(rng.choice([name for name in table if name != own]))
-
-
-Change = tuple[Portrait, str, dict[str, dict[str, str]]]
-
-
-def _hair_colour(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, HAIR_COLOURS, person.hair_colour)
-    words = {"en": {"colour": wanted}, "zh": {"colour": HAIR_COLOURS[wanted][0]}}
-    return replace(person, hair_colour=wanted), "hair_colour", words
-
-
-def _hair_style(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, HAIR, person.hair)
-    words = {"en": {"hair": HAIR[wanted].en}, "zh": {"hair": HAIR[wanted].zh}}
-    return replace(person, hair=wanted), "hair_style", words
-
-
-def _beard(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, BEARDS, person.beard)
-    words = {"en": {"beard": BEARDS[wanted].en}, "zh": {"beard": BEARDS[wanted].zh}}
-    return replace(person, beard=wanted), "beard_off" if wanted == "none" else "beard_on", words
-
-
-def _glasses(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, GLASSES, person.glasses)
-    words = {"en": {"glasses": GLASSES[wanted].en}, "zh": {"glasses": GLASSES[wanted].zh}}
-    return replace(person, glasses=wanted), f"glasses_{'off' if wanted == 'none' else 'on'}", words
-
-
-def _clothes(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, CLOTHES, person.clothes)
-    words = {"en": {"clothes": CLOTHES[wanted].en}, "zh": {"clothes": CLOTHES[wanted].zh}}
-    return replace(person, clothes=wanted), "clothes", words
-
-
-def _clothes_colour(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, COLOURS, person.clothes_colour)
-    words = {"en": {"colour": wanted}, "zh": {"colour": COLOURS[wanted].zh}}
-    return replace(person, clothes_colour=wanted), "clothes_colour", words
-
-
-def _expression(rng: np.random.Generator, person: Portrait) -> Change:
-    wanted = _other(rng, EXPRESSIONS, person.expression)
-    return replace(person, expression=wanted), wanted, {"en": {}, "zh": {}}
-
-
-_CHANGES = {
-    "hair_colour": _hair_colour, "hair_style": _hair_style, "beard": _beard, "glasses": _glasses,
-    "clothes": _clothes, "clothes_colour": _clothes_colour, "expression": _expression,
-}  # fmt: skip
+def _wording(kind: str, wanted: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """Key of `captions.PHRASINGS`, and what goes into its slots."""
+    if kind == "expression":
+        return wanted, {"en": {}, "zh": {}}
+    if kind == "hair_colour":
+        return kind, {"en": {"colour": wanted}, "zh": {"colour": HAIR_COLOURS[wanted][0]}}
+    if kind == "clothes_colour":
+        return kind, {"en": {"colour": wanted}, "zh": {"colour": COLOURS[wanted].zh}}
+    part: Part = KINDS[kind][wanted]
+    words = {"en": {kind: part.en}, "zh": {kind: part.zh}}
+    if kind in ("beard", "glasses"):
+        return f"{kind}_{'off' if wanted == 'none' else 'on'}", words
+    return "hair_style" if kind == "hair" else kind, words
