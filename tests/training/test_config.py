@@ -29,12 +29,21 @@ def test_kind_chooses_the_settings(tmp_path):
     assert run.data.seed == 4
 
 
+def test_a_single_time_shift_is_the_range_that_holds_it_alone(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(EDIT + "time_shift: 10.0\n")
+    run = load(path)
+    assert isinstance(run, EditRun)
+    assert run.time_shift == (10.0, 10.0)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         (EDIT + "batchsize: 3\n", "batchsize"),
         (EDIT.replace("10", "0"), "num_steps"),
         (EDIT + "lr: -1\n", "lr"),
+        (EDIT + "time_shift: [0.5, 2]\n", "time_shift"),
         (EDIT + "zh_share: 1.5\n", "zh_share"),
         (EDIT.replace("vae: vae\n", ""), "vae"),
         (EDIT.replace("edit", "lora"), "lora"),

@@ -5,16 +5,25 @@ from step1x_edit.training.objective import add_noise, sample_times, velocity_los
 
 
 def test_times_are_logit_normal_and_shifted():
-    plain = sample_times(200_000, 1.0, torch.Generator().manual_seed(0))
+    plain = sample_times(200_000, (1.0, 1.0), torch.Generator().manual_seed(0))
     assert ((plain > 0) & (plain < 1)).all()
     logits = torch.logit(plain)
     assert logits.mean().item() == pytest.approx(0, abs=0.01)
     assert logits.std().item() == pytest.approx(1, abs=0.01)
-    shifted = sample_times(200_000, 3.0, torch.Generator().manual_seed(0))
+    shifted = sample_times(200_000, (3.0, 3.0), torch.Generator().manual_seed(0))
     # t' = st / (1 + (s - 1) t) adds log(s) to the logit.
     torch.testing.assert_close(
         torch.logit(shifted), logits + torch.log(torch.tensor(3.0)), atol=1e-2, rtol=1e-3
     )
+
+
+def test_shifts_are_drawn_log_uniformly_from_their_range():
+    times = sample_times(200_000, (1.0, 12.0), torch.Generator().manual_seed(0))
+    logits = torch.logit(times)
+    # Each logit is a unit normal plus log(s), itself uniform between 0 and log(12).
+    spread = torch.log(torch.tensor(12.0)).item()
+    assert logits.mean().item() == pytest.approx(spread / 2, abs=0.01)
+    assert logits.var().item() == pytest.approx(1 + spread**2 / 12, rel=0.02)
 
 
 def test_noise_is_mixed_on_a_straight_line():

@@ -1,11 +1,20 @@
 """The settings of a training run, read from YAML; unknown keys are refused."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from step1x_edit.datagen.config import Settings, StreamSettings, read_yaml
+
+
+def _both_ends(value: Any) -> Any:
+    """One number as the range that holds it alone."""
+    return (value, value) if isinstance(value, int | float) else value
+
+
+Shift = Annotated[float, Field(ge=1)]
+ShiftRange = Annotated[tuple[Shift, Shift], BeforeValidator(_both_ends)]
 
 
 class DataSettings(StreamSettings):
@@ -64,8 +73,10 @@ class EditRun(Settings):
     num_steps: int = Field(gt=0)
     lr: float = Field(default=1e-3, gt=0)
     decay_share: float = Field(default=0.3, ge=0, le=1)
-    time_shift: float = Field(
-        default=1.6, ge=1, description="pushes times towards noise; see objective.sample_times"
+    time_shift: ShiftRange = Field(
+        default=(1.0, 12.0),
+        description="shift of the times towards noise, or its range. High ones teach what an edit "
+        "puts where, which is settled at t > 0.95; low ones teach exact copying",
     )
     changed_weight: float = Field(
         default=3.0, ge=0, description="extra loss weight of tokens that the edit changes"

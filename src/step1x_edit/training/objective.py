@@ -4,20 +4,28 @@ Liu et al. 2022 (rectified flow), Esser et al. 2024 (logit-normal times, shift),
 of the released trainer.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
 def sample_times(
-    batch_size: int, shift: float, generator: torch.Generator | None = None
+    batch_size: int, shift: tuple[float, float], generator: torch.Generator | None = None
 ) -> Float[Tensor, " batch"]:
-    """Times in (0, 1): the sigmoid of unit noise, pushed towards 1 by `shift`.
+    """Times in (0, 1): the sigmoid of unit noise, pushed towards 1 by a shift.
 
-    A shift of 1 leaves them; the release has 3.1582.
+    Args:
+        batch_size: How many.
+        shift: Range, from which each sample's own shift is drawn log-uniformly. A shift of 1
+            leaves the times alone; the release has 3.1582.
+        generator: Source of chance.
     """
     times = torch.sigmoid(torch.randn(batch_size, generator=generator))
-    return shift * times / (1 + (shift - 1) * times)
+    low, high = (math.log(end) for end in shift)
+    shifts = torch.empty(batch_size).uniform_(low, high, generator=generator).exp()
+    return shifts * times / (1 + (shifts - 1) * times)
 
 
 def add_noise(
