@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from step1x_edit.apps import cli
-from step1x_edit.datagen.captions import PHRASINGS
+from step1x_edit.datagen.captions import KINDS, wordings
 from step1x_edit.request import read_provenance
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -32,7 +32,7 @@ def test_scripts_are_short(script):
 def test_prompts_name_pictures_and_edits_that_the_mini_knows(language):
     prompts = json.loads((EXAMPLES / f"prompts.{language}.json").read_text(encoding="utf-8"))
     assert set(prompts) == {file.name for file in EXAMPLES.glob("*.jpg")}
-    known = {wording for wordings in PHRASINGS.values() for wording in wordings[language]}
+    known = {said for kind in KINDS for said in wordings(kind, language, "plain")}
     assert set(prompts.values()) <= known
 
 

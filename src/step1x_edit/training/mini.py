@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from step1x_edit.datagen.backgrounds import NAMED
-from step1x_edit.datagen.captions import PHRASINGS
+from step1x_edit.datagen.captions import wordings
 from step1x_edit.datagen.operators.tone import TONES
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS
 from step1x_edit.model.instruction import InstructionConfig
@@ -108,7 +108,7 @@ def _own_sentences() -> Iterator[str]:
             "where": [place if zh else f"on the {name}" for name, (place, _) in POSITIONS.items()],
         }
         for kind in ("addition", "removal", "colour", "background", *TONES):
-            for wording in PHRASINGS[kind][language]:
+            for wording in wordings(kind, language, "plain"):
                 used = [slot for slot in slots if "{" + slot + "}" in wording]
                 for words in product(*(slots[slot] for slot in used)):
                     yield wording.format(**dict(zip(used, words, strict=True)))

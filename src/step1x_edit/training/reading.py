@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 
 from step1x_edit.datagen.backgrounds import NAMED
-from step1x_edit.datagen.captions import PHRASINGS
+from step1x_edit.datagen.captions import wordings
 from step1x_edit.datagen.operators.tone import TONES
 from step1x_edit.datagen.scene import article
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
@@ -55,7 +55,7 @@ def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[
     """A random instruction and the labels of phrasing, object, colour, position and background."""
     kind = str(rng.choice(list(TONES) if rng.random() < TONE_SHARE else OTHER_KINDS))
     zh = language == "zh"
-    wording = str(rng.choice(PHRASINGS[kind][language]))
+    wording = str(rng.choice(wordings(kind, language, "plain")))
     name, colour, position, background = (
         str(rng.choice(list(table))) for table in (OBJECTS, COLOURS, POSITIONS, NAMED)
     )

@@ -17,7 +17,7 @@ class Edit:
     before: Scene
     after: Scene
     phrasing: str
-    """Key of `captions.PHRASINGS`."""
+    """One of `captions.KINDS`."""
     words: dict[str, dict[str, str]] = field(default_factory=dict)
     """Language → slot → word."""
     finish: Callable[[Pixels], Pixels] | None = None

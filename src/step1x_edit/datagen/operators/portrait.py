@@ -72,7 +72,7 @@ def _is_seen(kind: str, person: Portrait) -> bool:
 
 
 def _wording(kind: str, wanted: str) -> tuple[str, dict[str, dict[str, str]]]:
-    """Key of `captions.PHRASINGS`, and what goes into its slots."""
+    """One of `captions.KINDS`, and what goes into its slots."""
     if kind == "expression":
         return wanted, {"en": {}, "zh": {}}
     if kind == "hair_colour":
