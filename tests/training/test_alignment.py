@@ -5,6 +5,7 @@ from torch import nn
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import make_triplet
+from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.training.alignment import (
     BACKGROUND_LABELS,
@@ -30,7 +31,7 @@ def split(triplet, atlas):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_an_added_object_is_in_the_targets_labels_alone(seed, atlas):
-    triplet = make_triplet(seed, "addition", atlas, 128, 96)
+    triplet = make_triplet(seed, "addition", atlas, 128, 96, PLAIN)
     target, reference = split(triplet, atlas)
     added = triplet.edit.after.objects[-1]
     assert OBJECT_LABELS[added.name] in target[:, 0]
@@ -43,12 +44,12 @@ def test_an_added_object_is_in_the_targets_labels_alone(seed, atlas):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_background_and_tone_stand_at_every_token(seed, atlas):
-    triplet = make_triplet(seed, "background", atlas)
+    triplet = make_triplet(seed, "background", atlas, variety=PLAIN)
     target, reference = split(triplet, atlas)
     assert set(target[:, 2]) == {BACKGROUND_LABELS[triplet.edit.after.background_name]}
     before = triplet.edit.before.background_name
     assert set(reference[:, 2]) == {UNKNOWN if before is None else BACKGROUND_LABELS[before]}
-    triplet = make_triplet(seed, "tone", atlas)
+    triplet = make_triplet(seed, "tone", atlas, variety=PLAIN)
     target, reference = split(triplet, atlas)
     assert set(target[:, 3]) == {TONE_LABELS[triplet.edit.phrasing]}
     assert set(reference[:, 3]) == {0}

@@ -20,6 +20,7 @@ from step1x_edit import images
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet
 from step1x_edit.datagen.records import Triplet
+from step1x_edit.datagen.variety import PLAIN, Variety
 from step1x_edit.editor import Editor
 
 CATEGORIES = ("tone", "colour", "removal", "background", "addition")
@@ -70,6 +71,7 @@ def run(
     categories: Sequence[str] = CATEGORIES,
     *,
     size: tuple[int, int] = (128, 128),
+    variety: Variety = PLAIN,
     out: Path | None = None,
     on_item: Callable[[int, int], None] | None = None,
     **settings: Any,
@@ -81,6 +83,7 @@ def run(
         num_items: Items of each category.
         categories: Keys of `operators.OPERATORS`.
         size: Width and height of the items in pixels.
+        variety: What the items may ask for beyond one plain edit.
         out: Where to write ``scores.json`` and a contact sheet per category; None writes nothing.
         on_item: Called with the items done and the items in all.
         settings: Passed on to the pipeline (``num_inference_steps``, ``guidance_scale`` …).
@@ -91,7 +94,7 @@ def run(
         rows = []
         for start in range(0, num_items, BATCH):
             seeds = range(FIRST_SEED + start, FIRST_SEED + min(start + BATCH, num_items))
-            triplets = [make_triplet(seed, category, atlas, *size) for seed in seeds]
+            triplets = [make_triplet(seed, category, atlas, *size, variety) for seed in seeds]
             for triplet, result, reference in _edit(editor, triplets, settings):
                 scores.append(_score(triplet, result, reference))
                 rows.append((triplet, result, scores[-1]))

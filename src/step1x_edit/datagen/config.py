@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.pipeline import DEFAULT_SHARES
 from step1x_edit.datagen.shards import Format
+from step1x_edit.datagen.variety import EVERYTHING, PLAIN, Variety
 from step1x_edit.errors import InvalidRequest
 
 SIDE_STEP_PX, MIN_SIDE_PX, MAX_SIDE_PX = 16, 32, 1024
@@ -43,6 +52,15 @@ def _check_shares(shares: dict[str, float]) -> dict[str, float]:
     return shares
 
 
+VARIETIES = {"full": EVERYTHING, "plain": PLAIN}
+
+
+def _named_variety(value: Any) -> Any:
+    return (
+        {"full": EVERYTHING, "plain": PLAIN}.get(value, value) if isinstance(value, str) else value
+    )
+
+
 class Settings(BaseModel):
     """What every settings class is: strict about its keys, and fixed."""
 
@@ -60,6 +78,9 @@ class StreamSettings(Settings):
     )
     shares: Annotated[dict[str, float], AfterValidator(_check_categories)] = Field(
         default=dict(DEFAULT_SHARES), description="edit category → share of the samples"
+    )
+    variety: Annotated[Variety, BeforeValidator(_named_variety)] = Field(
+        default=EVERYTHING, description="`full`, `plain`, or the shares of `variety.Variety`"
     )
 
 

@@ -106,6 +106,8 @@ def changed_enough(limits: Limits) -> Check:
     """Share of the pixels that change, and their root mean square change, of 255."""
 
     def check(triplet: Triplet) -> str | None:
+        if triplet.edit.unchanged:
+            return None
         if triplet.mask.mean() < limits.changed_share:
             return "change too small"
         return "change too faint" if _rms(triplet, triplet.mask) < limits.change else None

@@ -98,7 +98,7 @@ def triplets_of(config: DataConfig, number: int) -> Iterator[Triplet]:
     for record in _records_of(config, number):
         seed = record_seed(config.seed, record)
         category = sample_category(np.random.default_rng([seed, 0]), config.shares)
-        yield make_triplet(seed, category, _atlas(), width, height)
+        yield make_triplet(seed, category, _atlas(), width, height, config.variety)
 
 
 def make_shard(config: DataConfig, number: int) -> dict[str, Any]:

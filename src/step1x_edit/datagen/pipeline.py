@@ -10,9 +10,11 @@ import numpy as np
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import Pixels
 from step1x_edit.datagen.captions import phrase
-from step1x_edit.datagen.operators import OPERATORS
+from step1x_edit.datagen.operators import OPERATORS, Context, Edit
+from step1x_edit.datagen.operators.compound import followed, nothing
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.scene import captions_of, render
+from step1x_edit.datagen.variety import EVERYTHING, Variety
 
 DEFAULT_SHARES: Mapping[str, float] = {
     "addition": 0.1099, "removal": 0.1099, "replacement": 0.2198, "motion": 0.1319, "text": 0.0879,
@@ -24,6 +26,10 @@ HELD_OUT_SEED = 2**40
 """Seeds from here on are never trained on."""
 STREAM_LENGTH = 2**24
 """Records of a stream before it would run into the next one."""
+SECOND = tuple(name for name, operator in OPERATORS.items() if operator.second is not None)
+"""Categories that can follow another edit."""
+MAY_BE_EMPTY = ("colour", "removal", "motion")
+"""Categories of which some instructions ask for nothing."""
 MIN_CHANGED_SHARE = 0.005
 """Least share of the pixels that an edit must change."""
 MIN_CHANGE = 14.0
@@ -31,7 +37,12 @@ MIN_CHANGE = 14.0
 
 
 def make_triplet(
-    seed: int, category: str, atlas: Atlas, width: int = 128, height: int = 128
+    seed: int,
+    category: str,
+    atlas: Atlas,
+    width: int = 128,
+    height: int = 128,
+    variety: Variety = EVERYTHING,
 ) -> Triplet:
     """The triplet of a seed.
 
@@ -41,20 +52,52 @@ def make_triplet(
         atlas: The art.
         width: Picture width in pixels.
         height: Picture height in pixels.
+        variety: What may happen beyond one plain edit.
     """
-    rng = np.random.default_rng([seed, width, height])
+    context = Context(np.random.default_rng([seed, width, height]), atlas, variety)
     while True:
-        edit = OPERATORS[category](rng, atlas, width, height)
-        before = _to_bytes(render(edit.before, atlas))
-        after = render(edit.after, atlas)
-        after = _to_bytes(edit.finish(after) if edit.finish else after)
-        mask = (before != after).any(-1)
+        edit = _draw(context, category, width, height)
+        if edit is None:
+            continue
+        source, target = render(edit.before, atlas), render(edit.after, atlas)
+        source = _to_bytes(edit.spoil(source) if edit.spoil else source)
+        target = _to_bytes(edit.finish(target) if edit.finish else target)
+        mask = (source != target).any(-1)
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
-        if mask.mean() >= MIN_CHANGED_SHARE and _change(before, after, mask) >= MIN_CHANGE:
+        seen = mask.mean() >= MIN_CHANGED_SHARE and _change(source, target, mask) >= MIN_CHANGE
+        if seen or edit.unchanged:
             break
-    captions = {} if edit.finish else captions_of(edit.after)
-    instructions = phrase(rng, edit.phrasing, edit.words)
-    return Triplet(category, before, after, mask, instructions, captions, edit, seed)
+    captions = captions_of(edit.after) if edit.is_local else {}
+    return Triplet(
+        category, source, target, mask, _instructions(context, edit), captions, edit, seed
+    )
+
+
+def _draw(context: Context, category: str, width: int, height: int) -> Edit | None:
+    """An edit of the category: alone, with a second one after it, or an empty request instead."""
+    edit = OPERATORS[category].first(context, width, height)
+    if edit is None:
+        return None
+    if category in MAY_BE_EMPTY and context.happens(context.variety.unchanged):
+        return nothing(context, edit.before)
+    if edit.is_local and context.happens(context.variety.compound):
+        second = OPERATORS[context.pick(name for name in SECOND if name != category)].second
+        assert second is not None  # `SECOND` lists those that have one
+        return followed(context, edit, second)
+    return edit
+
+
+def _instructions(context: Context, edit: Edit) -> dict[str, str]:
+    """Language → instruction; the halves of a compound one are short."""
+    tier = context.variety.wordings
+    if edit.second is None:
+        return phrase(context.rng, edit.phrasing, edit.words, tier)
+    first = phrase(context.rng, edit.phrasing, edit.words, "plain")
+    second = phrase(context.rng, edit.second.phrasing, edit.second.words, "plain")
+    halves = {
+        language: {"first": first[language], "second": second[language]} for language in first
+    }
+    return phrase(context.rng, "then", halves, tier)
 
 
 def record_seed(stream: int, number: int, *, held_out: bool = False) -> int:

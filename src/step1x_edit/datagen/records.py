@@ -1,12 +1,12 @@
 """The record of the data engine: one edit triplet with everything that is known about it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from step1x_edit.datagen.operators.base import Edit
+from step1x_edit.datagen.operators.base import Clause, Edit
 from step1x_edit.datagen.scene import Scene, captions_of
 
 LICENCES = {
@@ -58,6 +58,8 @@ class Triplet:
             "source_captions": self.source_captions,
             "phrasing": self.edit.phrasing,
             "words": self.edit.words,
+            "second": self.edit.second and asdict(self.edit.second),
+            "unchanged": self.edit.unchanged,
             "before": self.edit.before.to_json(),
             "after": self.edit.after.to_json(),
             "seed": self.seed,
@@ -81,6 +83,8 @@ def from_metadata(
         Scene.from_json(values["after"]),
         values["phrasing"],
         values["words"],
+        second=Clause(**second) if (second := values.get("second")) else None,
+        unchanged=values.get("unchanged", False),
     )
     return Triplet(
         values["category"], source, target, mask, values["instructions"], values["captions"],

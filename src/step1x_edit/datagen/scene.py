@@ -111,12 +111,28 @@ def canonical(name: str, position: str, colour: str | None = None) -> PlacedObje
 
 
 def sample_scene(
-    rng: np.random.Generator, atlas: Atlas, width: int, height: int, num_objects: int | None = None
+    rng: np.random.Generator,
+    atlas: Atlas,
+    width: int,
+    height: int,
+    num_objects: int | None = None,
+    twins: float = 0,
 ) -> Scene:
-    """A random scene of 1 to 3 objects (or `num_objects`, 0 to 3), no two alike or in one place."""
+    """A random scene, no two objects in one place.
+
+    Args:
+        rng: Source of chance.
+        atlas: The art.
+        width: In pixels.
+        height: In pixels.
+        num_objects: 0 to 3; None draws 1 to 3.
+        twins: Probability that two objects (where there are two) are of one kind.
+    """
     background = sample(rng, atlas, width, height)
     count = int(rng.choice([1, 2, 3], p=[0.45, 0.4, 0.15])) if num_objects is None else num_objects
     names = rng.choice(list(OBJECTS), size=count, replace=False)
+    if count > 1 and rng.random() < twins:
+        names[1] = names[0]
     positions = rng.permutation(list(POSITIONS))[:count]
     placed = []
     for name, position in zip(names, positions, strict=True):

@@ -92,6 +92,21 @@ POSITIONS: dict[str, tuple[str, float]] = {
 """Name → (Chinese, centre of the object as a fraction of the picture's width)."""
 
 
+IRREGULAR_PLURALS = {"fish": "fish", "cactus": "cacti", "snowman": "snowmen"}
+
+
+def plural(noun: str) -> str:
+    """The English plural of a key of `OBJECTS`, with or without words before it."""
+    *before, last = noun.split(" ")
+    if last in IRREGULAR_PLURALS:
+        last = IRREGULAR_PLURALS[last]
+    elif last.endswith("y") and last[-2] not in "aeiou":
+        last = last[:-1] + "ies"
+    else:
+        last += "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
+    return " ".join((*before, last))
+
+
 def where(position: str) -> str:
     """A key of `POSITIONS` as English says it: "on the left", "in the middle"."""
     return f"{'in' if position == 'middle' else 'on'} the {position}"

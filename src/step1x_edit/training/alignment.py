@@ -52,7 +52,8 @@ def token_labels(
     """The labels of a triplet's target tokens, then those of its reference tokens, row by row."""
     changed = squares(triplet.mask).mean(-1) > 0
     edit = triplet.edit
-    tone = TONE_LABELS.get(edit.phrasing, 0)
+    kinds = (edit.phrasing, edit.second.phrasing if edit.second else None)
+    tone = max(TONE_LABELS.get(kind, 0) for kind in kinds)
     target = _scene_labels(edit.after, atlas, triplet.mask.shape, tone, changed)
     if target_only:
         return target

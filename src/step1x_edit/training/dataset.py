@@ -75,7 +75,14 @@ class TripletBatches(IterableDataset[Any]):
             for i in range(batch_size)
         ]
         return [
-            make_triplet(seed, sample_category(rng, self.settings.shares), _atlas(), width, height)
+            make_triplet(
+                seed,
+                sample_category(rng, self.settings.shares),
+                _atlas(),
+                width,
+                height,
+                self.settings.variety,
+            )
             for seed in seeds
         ]
 

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.operators.motion import FACING, LYING, motion
-from step1x_edit.datagen.operators.portrait import portrait
-from step1x_edit.datagen.operators.replacement import replacement
-from step1x_edit.datagen.operators.style import STYLES, style
-from step1x_edit.datagen.operators.text import CHINESE, LATIN, text
+from step1x_edit.datagen.operators import OPERATORS, Context
+from step1x_edit.datagen.operators.motion import FACING, LYING
+from step1x_edit.datagen.operators.style import STYLES
+from step1x_edit.datagen.operators.text import CHINESE, LATIN
 from step1x_edit.datagen.pipeline import make_triplet
 from step1x_edit.datagen.scene import owners
+from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.datagen.vocabulary import OBJECTS
 
 SEEDS = range(40)
@@ -19,12 +19,20 @@ def atlas():
     return Atlas()
 
 
-def edits(operator, atlas):
-    return [operator(np.random.default_rng(seed), atlas, 96, 64) for seed in SEEDS]
+def first_edit(category, atlas, seed, width=96, height=64, variety=PLAIN):
+    edit = OPERATORS[category].first(
+        Context(np.random.default_rng(seed), atlas, variety), width, height
+    )
+    assert edit is not None
+    return edit
+
+
+def edits(category, atlas):
+    return [first_edit(category, atlas, seed) for seed in SEEDS]
 
 
 def test_replacement_puts_the_new_object_in_the_old_ones_place(atlas):
-    for edit in edits(replacement, atlas):
+    for edit in edits("replacement", atlas):
         changed = [
             (old, new)
             for old, new in zip(edit.before.objects, edit.after.objects, strict=True)
@@ -40,7 +48,7 @@ def test_replacement_puts_the_new_object_in_the_old_ones_place(atlas):
 
 def test_all_kinds_of_motion_happen_and_keep_the_object(atlas):
     seen = set()
-    for edit in edits(motion, atlas):
+    for edit in edits("motion", atlas):
         seen.add(edit.phrasing)
         moved = edit.after.objects[-1]
         before = next(placed for placed in edit.before.objects if placed.name == moved.name)
@@ -62,7 +70,7 @@ def test_names_of_what_can_turn_are_objects():
 def test_text_edits_change_nothing_but_the_letters(atlas):
     kinds = set()
     for seed in SEEDS:
-        triplet = make_triplet(seed, "text", atlas, 128, 96)
+        triplet = make_triplet(seed, "text", atlas, 128, 96, PLAIN)
         before, after = triplet.edit.before.signs[0], triplet.edit.after.signs[0]
         kinds.add(triplet.edit.phrasing)
         rows, columns = np.nonzero(triplet.mask)
@@ -79,14 +87,14 @@ def test_text_edits_change_nothing_but_the_letters(atlas):
 def test_boards_stay_inside_the_picture(atlas):
     for seed in SEEDS:
         for width, height in ((128, 128), (160, 96), (96, 144)):
-            sign = text(np.random.default_rng(seed), atlas, width, height).before.signs[0]
+            sign = first_edit("text", atlas, seed, width, height).before.signs[0]
             assert sign.x - sign.width / 2 > 0
             assert sign.x + sign.width / 2 < 1
 
 
 def test_portrait_edits_change_one_thing(atlas):
     seen = set()
-    for edit in edits(portrait, atlas):
+    for edit in edits("portrait", atlas):
         (old,), (new,) = edit.before.portraits, edit.after.portraits
         differing = [name for name in vars(old) if getattr(old, name) != getattr(new, name)]
         assert len(differing) == 1
@@ -110,7 +118,7 @@ def test_styles_work_at_every_size_and_differ(name, size):
 
 
 def test_a_style_is_applied_to_the_whole_picture(atlas):
-    for edit in edits(style, atlas)[:8]:
+    for edit in edits("style", atlas)[:8]:
         assert edit.finish is not None
         flat = np.full((64, 96, 3), 0.4, np.float32)
         assert edit.finish(flat).dtype == np.float32
@@ -118,7 +126,7 @@ def test_a_style_is_applied_to_the_whole_picture(atlas):
 
 
 def test_what_lies_in_front_hides_what_lies_behind(atlas):
-    edit = text(np.random.default_rng(3), atlas, 128, 128)
+    edit = first_edit("text", atlas, 3, 128, 128)
     owner = owners(edit.before, atlas, (128, 128))
     sign = edit.before.signs[0]
     assert owner[int(sign.y * 128), int(sign.x * 128)] == -1

@@ -2,19 +2,16 @@
 
 from dataclasses import replace
 
-import numpy as np
-
-from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import NAMED, named
-from step1x_edit.datagen.operators.base import Edit
-from step1x_edit.datagen.scene import sample_scene
+from step1x_edit.datagen.operators.base import Context, Edit
+from step1x_edit.datagen.scene import Scene
 
 
-def background(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
+def background(context: Context, scene: Scene) -> Edit:
     """Put another named background behind the scene's objects."""
-    scene = sample_scene(rng, atlas, width, height)
-    wanted = str(rng.choice([name for name in NAMED if name != scene.background_name]))
-    drawn = named(wanted, atlas, width, height)
+    wanted = context.pick(name for name in NAMED if name != scene.background_name)
+    height, width = scene.background.shape[:2]
+    drawn = named(wanted, context.atlas, width, height)
     after = replace(
         scene,
         background=drawn.pixels,

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-
-from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.operators.base import Edit
-from step1x_edit.datagen.scene import PlacedObject, Scene, sample_scene
-from step1x_edit.datagen.vocabulary import OBJECTS, POSITIONS, where
+from step1x_edit.datagen.operators.base import Context, Edit
+from step1x_edit.datagen.operators.referring import choose, refer
+from step1x_edit.datagen.scene import PlacedObject, Scene
+from step1x_edit.datagen.vocabulary import POSITIONS, where
 
 GROWTH = 1.5
 SHRINKAGE = 0.6
@@ -27,19 +25,20 @@ FEET = 0.5
 """Of an object's height: it grows, shrinks and falls over where it stands."""
 
 
-def motion(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
-    """Move one of the scene's objects in one of five ways."""
-    scene = sample_scene(rng, atlas, width, height)
-    index = int(rng.integers(len(scene.objects)))
+def motion(context: Context, scene: Scene) -> Edit | None:
+    """Move one of the scene's objects in one of six ways."""
+    index = choose(context, scene)
+    if index is None:
+        return None
     placed = scene.objects[index]
-    words = {"en": {"object": placed.name}, "zh": {"object": OBJECTS[placed.name].zh}}
+    words = refer(context, scene, index).words()
     free = [p for p in POSITIONS if all(p != other.position for other in scene.objects)]
     kinds = ["bigger", "smaller"] + ["move"] * 3 * bool(free)
     kinds += ["turn_round"] * 2 * (placed.name in FACING)
     kinds += ["upside_down", "tip_over"] * (placed.name in LYING)
-    kind = str(rng.choice(kinds))
+    kind = context.pick(kinds)
     if kind == "move":
-        wanted = str(rng.choice(free))
+        wanted = context.pick(free)
         words["en"]["where"] = where(wanted)
         words["en"]["to_where"] = f"to the {wanted}"
         words["zh"]["where"] = POSITIONS[wanted][0]

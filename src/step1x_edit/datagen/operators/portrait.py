@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.operators.base import Edit
+from step1x_edit.datagen.operators.base import Context, Edit
 from step1x_edit.datagen.portraits import (
     BEARDS,
     CLOTHES,
@@ -32,12 +31,13 @@ BEARDED_SHARE = 0.35
 GLASSES_SHARE = 0.4
 
 
-def portrait(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
+def portrait(context: Context, width: int, height: int) -> Edit:
     """Change one thing about a person."""
-    person = sample_person(rng, min(width, height) / height)
-    scene = replace(sample_scene(rng, atlas, width, height, num_objects=0), portraits=(person,))
-    kind = str(rng.choice([kind for kind in KINDS if _is_seen(kind, person)]))
-    wanted = str(rng.choice([name for name in KINDS[kind] if name != getattr(person, kind)]))
+    person = sample_person(context.rng, min(width, height) / height)
+    empty = sample_scene(context.rng, context.atlas, width, height, num_objects=0)
+    scene = replace(empty, portraits=(person,))
+    kind = context.pick(kind for kind in KINDS if _is_seen(kind, person))
+    wanted = context.pick(name for name in KINDS[kind] if name != getattr(person, kind))
     phrasing, said = _wording(kind, wanted)
     after = replace(scene, portraits=(replace(person, **{kind: wanted}),))  # pyright: ignore[reportArgumentType] - a field's name
     return Edit(scene, after, phrasing, said)

@@ -1,17 +1,20 @@
 """Subject removal: an object and its shadow go, and what was behind them shows."""
 
-import numpy as np
+from dataclasses import replace
 
-from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.operators.base import Edit
-from step1x_edit.datagen.scene import sample_scene
-from step1x_edit.datagen.vocabulary import OBJECTS
+from step1x_edit.datagen.operators.base import Context, Edit
+from step1x_edit.datagen.operators.referring import choose, refer, several_words, twins_of
+from step1x_edit.datagen.scene import Scene
 
 
-def removal(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
-    """Remove one of the scene's objects, named by what it is."""
-    scene = sample_scene(rng, atlas, width, height)
-    index = int(rng.integers(len(scene.objects)))
-    name = scene.objects[index].name
-    words = {"en": {"object": name}, "zh": {"object": OBJECTS[name].zh}}
-    return Edit(scene, scene.without(index), "removal", words)
+def removal(context: Context, scene: Scene) -> Edit | None:
+    """Remove one of the scene's objects, or all of a kind."""
+    index = choose(context, scene)
+    if index is None:
+        return None
+    twins = twins_of(scene, index)
+    if len(twins) > 1 and context.happens(context.variety.counts):
+        rest = tuple(placed for i, placed in enumerate(scene.objects) if i not in twins)
+        words = several_words(scene.objects[index].name)
+        return Edit(scene, replace(scene, objects=rest), "removal_all", words)
+    return Edit(scene, scene.without(index), "removal", refer(context, scene, index).words())

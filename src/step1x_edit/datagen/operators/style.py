@@ -6,9 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import Pixels, noise
-from step1x_edit.datagen.operators.base import Edit
+from step1x_edit.datagen.operators.base import Context, Edit
 from step1x_edit.datagen.operators.tone import LUMA
 from step1x_edit.datagen.scene import sample_scene
 
@@ -134,11 +133,11 @@ STYLES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def style(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
+def style(context: Context, width: int, height: int) -> Edit:
     """Draw the whole picture in one of `STYLES`."""
-    count = int(rng.choice([0, 1, 2, 3], p=[0.25, 0.35, 0.3, 0.1]))
-    scene = sample_scene(rng, atlas, width, height, num_objects=count)
-    name = str(rng.choice(list(STYLES)))
+    count = int(context.rng.choice([0, 1, 2, 3], p=[0.25, 0.35, 0.3, 0.1]))
+    scene = sample_scene(context.rng, context.atlas, width, height, num_objects=count)
+    name = context.pick(STYLES)
 
     def finish(picture: Pixels) -> Pixels:
         return STYLES[name](picture).clip(0, 1).astype(np.float32)

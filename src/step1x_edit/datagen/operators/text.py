@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 
-import numpy as np
-
-from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.operators.base import Edit
+from step1x_edit.datagen.operators.base import Context, Edit
 from step1x_edit.datagen.scene import sample_scene
 from step1x_edit.datagen.signs import Sign
 from step1x_edit.datagen.vocabulary import COLOURS
@@ -29,9 +26,10 @@ MARGIN = 0.06
 """Between the longest board and the picture's edge, of its width."""
 
 
-def text(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
+def text(context: Context, width: int, height: int) -> Edit:
     """Change the words of a sign to others of the same script, take them off, or write some."""
-    scene = sample_scene(rng, atlas, width, height, num_objects=int(rng.choice([0, 1, 2])))
+    rng = context.rng
+    scene = sample_scene(rng, context.atlas, width, height, num_objects=int(rng.choice([0, 1, 2])))
     words = CHINESE if rng.random() < CHINESE_SHARE else LATIN
     old, new = (str(word) for word in rng.choice(words, 2, replace=False))
     kind = str(rng.choice(["text_change", "text_removal", "text_addition"], p=[0.7, 0.15, 0.15]))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import Pixels
-from step1x_edit.datagen.operators.base import Edit
-from step1x_edit.datagen.scene import sample_scene
+from step1x_edit.datagen.operators.base import Context, Edit
+from step1x_edit.datagen.scene import Scene, sample_scene
+from step1x_edit.datagen.weather import DEFECTS, WEATHER
 
 LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
 """Rec. 601 weights of the channels' light."""
@@ -44,15 +44,22 @@ TONES: dict[str, Callable[[Pixels], Pixels]] = {
     ),
 }
 
+ALL_TONES = (*TONES, *WEATHER, *DEFECTS)
 
-def tone(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Edit:
-    """Apply one of `TONES` to the whole picture."""
-    scene = sample_scene(
-        rng,
-        atlas,
-        width,
-        height,
-        num_objects=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.25, 0.25, 0.1])),
-    )
-    name = str(rng.choice(list(TONES)))
-    return Edit(scene, scene, name, {"en": {}, "zh": {}}, finish=TONES[name])
+
+def scene_of_any_number(context: Context, width: int, height: int) -> Scene:
+    """A scene of no to three objects: a tone needs none."""
+    count = int(context.rng.choice([0, 1, 2, 3], p=[0.4, 0.25, 0.25, 0.1]))
+    return sample_scene(context.rng, context.atlas, width, height, num_objects=count)
+
+
+def tone(context: Context, scene: Scene) -> Edit:
+    """Apply one of `TONES` or `WEATHER` to the whole picture, or take one of `DEFECTS` away."""
+    name = context.pick(TONES if context.variety.tones == "formulas" else ALL_TONES)
+    words = {"en": {}, "zh": {}}
+    if name in TONES:
+        return Edit(scene, scene, name, words, finish=TONES[name])
+    rng = np.random.default_rng(context.rng.integers(2**32))
+    if name in WEATHER:
+        return Edit(scene, scene, name, words, finish=lambda picture: WEATHER[name](picture, rng))
+    return Edit(scene, scene, name, words, spoil=lambda picture: DEFECTS[name](picture, rng))
