@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import eye, nn
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import make_triplet
@@ -10,6 +10,7 @@ from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.training.alignment import (
     BACKGROUND_LABELS,
     COLOUR_LABELS,
+    MAX_SIDE,
     NUM_CLASSES,
     OBJECT_LABELS,
     TONE_LABELS,
@@ -65,7 +66,7 @@ def test_tokens_outside_the_change_have_equal_labels(atlas):
 def test_the_head_learns_what_the_tokens_show():
     torch.manual_seed(0)
     block = Passing()
-    head = SceneHead(block, block, 8)
+    head = SceneHead(block, block, block, 8)
     tokens = torch.randn(2, 6, 8)
     labels = torch.stack([torch.randint(count, (2, 6)) for count in NUM_CLASSES], -1)
     labels[:, :3, 2] = UNKNOWN
@@ -73,7 +74,7 @@ def test_the_head_learns_what_the_tokens_show():
     losses = []
     for _ in range(60):
         block(tokens)
-        loss = head.loss(labels)
+        loss = head.loss(labels, (2, 3))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -83,16 +84,16 @@ def test_the_head_learns_what_the_tokens_show():
 
 def test_labels_that_are_all_unknown_do_not_spoil_the_loss():
     block = Passing()
-    head = SceneHead(block, block, 8)
+    head = SceneHead(block, block, block, 8)
     labels = torch.zeros(1, 4, 5, dtype=torch.long)
     labels[..., 2] = UNKNOWN
     block(torch.randn(1, 4, 8))
-    assert torch.isfinite(head.loss(labels))
+    assert torch.isfinite(head.loss(labels, (2, 2)))
 
 
 def test_the_change_is_read_from_the_later_block():
     shown, meant = Passing(), Passing()
-    head = SceneHead(shown, meant, 8)
+    head = SceneHead(Passing(), shown, meant, 8)
     first, second = torch.randn(2, 1, 4, 8)
     shown(first)
     meant(second)
@@ -103,6 +104,22 @@ def test_the_change_is_read_from_the_later_block():
     *same, other = head.logits()
     assert all(torch.equal(a, b) for a, b in zip(scene, same, strict=True))
     assert not torch.equal(changed, other)
+
+
+def test_the_place_is_the_targets_and_the_references():
+    # Tokens that hold their row and column one-hot, target then reference, of a grid of 2 × 3.
+    block = Passing()
+    head = SceneHead(block, block, block, 2 * MAX_SIDE)
+    rows, columns = torch.arange(6) // 3, torch.arange(6) % 3
+    places = torch.cat([eye(MAX_SIDE)[rows], eye(MAX_SIDE)[columns]], -1).repeat(2, 1)[None]
+    head.locate.weight.data, head.locate.bias.data = 20 * eye(2 * MAX_SIDE), 0 * head.locate.bias
+    labels = torch.zeros(1, 12, 5, dtype=torch.long)
+    head.read.weight.data.zero_()
+    losses = []
+    for tokens in (places, places.roll(1, 1)):
+        block(tokens)
+        losses.append(head.loss(labels, (2, 3)).item())
+    assert losses[0] + 1 < losses[1]
 
 
 class Passing(nn.Module):

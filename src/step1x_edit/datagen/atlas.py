@@ -40,10 +40,13 @@ class Atlas:
             sprite = file.convert("RGBA")
         return fit(_premultiplied(sprite), height_px)
 
-    def _layer(self, name: str) -> Float[np.ndarray, "height width 4"]:
-        """A part of a portrait: premultiplied RGBA in [0, 1]; all parts have one size."""
+    def _layer(self, name: str, side_px: int) -> Float[np.ndarray, "height width 4"]:
+        """A part of a portrait: premultiplied RGBA in [0, 1], its longer side `side_px`.
+
+        All parts have one shape and lie over one another.
+        """
         with Image.open(self.folder / "portraits" / f"{name.replace(' ', '_')}.webp") as file:
-            return _premultiplied(file.convert("RGBA"))
+            return scaled(_premultiplied(file.convert("RGBA")), side_px)
 
     def _panorama(self, name: str) -> Float[np.ndarray, "height width 3"]:
         return self._rgb(self.folder / "panoramas" / f"{name}.jpg")
@@ -60,9 +63,16 @@ class Atlas:
 def fit(
     premultiplied: Float[np.ndarray, "height width 4"], side_px: int
 ) -> Float[np.ndarray, "rows columns 4"]:
-    """Scale a premultiplied drawing to fit a square; the result has straight alpha.
+    """Scale a premultiplied drawing to fit a square; the result has straight alpha."""
+    return straight(scaled(premultiplied, side_px))
 
-    Premultiplied while scaling, so that transparent pixels lend no colour to the rim.
+
+def scaled(
+    premultiplied: Float[np.ndarray, "height width 4"], side_px: int
+) -> Float[np.ndarray, "rows columns 4"]:
+    """Scale a premultiplied drawing to fit a square.
+
+    Premultiplied, so that transparent pixels lend no colour to the rim.
     """
     height, width = premultiplied.shape[:2]
     scale = side_px / max(height, width)
@@ -71,9 +81,16 @@ def fit(
         np.asarray(Image.fromarray(premultiplied[..., c]).resize(size, Image.Resampling.BOX))
         for c in range(4)
     ]
-    scaled = np.stack(channels, -1)
-    scaled[..., :3] /= np.maximum(scaled[..., 3:], 1e-4)
-    return scaled.clip(0, 1)
+    return np.stack(channels, -1)
+
+
+def straight(
+    premultiplied: Float[np.ndarray, "height width 4"],
+) -> Float[np.ndarray, "height width 4"]:
+    """The drawing with its colours no longer multiplied by its opacity."""
+    pixels = premultiplied.copy()
+    pixels[..., :3] /= np.maximum(pixels[..., 3:], 1e-4)
+    return pixels.clip(0, 1)
 
 
 def _premultiplied(picture: Image.Image) -> Float[np.ndarray, "height width 4"]:

@@ -56,7 +56,8 @@ def perspective(
         fov: Horizontal field of view in degrees.
     """
     focal = 0.5 * width / np.tan(np.radians(fov) / 2)
-    x, y = np.meshgrid(np.arange(width) - width / 2 + 0.5, np.arange(height) - height / 2 + 0.5)
+    x = np.arange(width, dtype=np.float32) - width / 2 + 0.5
+    y = np.arange(height, dtype=np.float32)[:, None] - height / 2 + 0.5
     cos, sin = np.cos(np.radians(pitch)), np.sin(np.radians(pitch))
     up, forward = -y * cos + focal * sin, y * sin + focal * cos
     longitude = np.arctan2(x, forward) + np.radians(yaw)
@@ -72,13 +73,18 @@ def bilinear(
 ) -> Pixels:
     """Sample `pixels` at columns `u` (wrapping) and rows `v` (clamped)."""
     rows, columns = pixels.shape[:2]
-    u0, v0 = np.floor(u).astype(int), np.floor(v).astype(int)
+    u0, v0 = np.floor(u).astype(np.intp), np.floor(v).astype(np.intp)
     fu, fv = (u - u0)[..., None].astype(np.float32), (v - v0)[..., None].astype(np.float32)
     left, right = u0 % columns, (u0 + 1) % columns
-    top, bottom = v0.clip(0, rows - 1), (v0 + 1).clip(0, rows - 1)
-    upper = pixels[top, left] * (1 - fu) + pixels[top, right] * fu
-    lower = pixels[bottom, left] * (1 - fu) + pixels[bottom, right] * fu
-    return upper * (1 - fv) + lower * fv
+    top, bottom = v0.clip(0, rows - 1) * columns, (v0 + 1).clip(0, rows - 1) * columns
+    flat = pixels.reshape(-1, 3)
+
+    def row(start: np.ndarray) -> Pixels:
+        before = flat.take(start + left, 0)
+        return before + fu * (flat.take(start + right, 0) - before)
+
+    upper = row(top)
+    return upper + fv * (row(bottom) - upper)
 
 
 def noise(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from step1x_edit.datagen.atlas import Atlas, fit
+from step1x_edit.datagen.atlas import Atlas, straight
 from step1x_edit.datagen.vocabulary import COLOURS
 
 RGB = tuple[float, float, float]
@@ -113,17 +113,18 @@ def draw_portrait(
         (f"beard_{person.beard}", hair),
         (f"glasses_{person.glasses}", None),
     ]
+    side_px = round(person.size * min(size))
     drawn: np.ndarray | None = None
     for name, rgb in layers:
         if name.partition("_")[2] in ("bald", "none"):
             continue
-        layer = atlas.layer(name) if rgb is None else _coloured(name, rgb, atlas)
+        layer = atlas.layer(name, side_px) if rgb is None else _coloured(name, rgb, atlas, side_px)
         drawn = layer if drawn is None else layer + drawn * (1 - layer[..., 3:])
     assert drawn is not None  # the body is always there
-    return fit(drawn, round(person.size * min(size)))
+    return straight(drawn)
 
 
-def _coloured(name: str, rgb: RGB, atlas: Atlas) -> Float[np.ndarray, "h w 4"]:
+def _coloured(name: str, rgb: RGB, atlas: Atlas, side_px: int) -> Float[np.ndarray, "h w 4"]:
     """Between the black and the white drawing of a part: the drawing is linear in its fill."""
-    black, white = atlas.layer(f"{name}_black"), atlas.layer(f"{name}_white")
+    black, white = (atlas.layer(f"{name}_{fill}", side_px) for fill in ("black", "white"))
     return black + (white - black) * np.asarray((*rgb, 0), np.float32)

@@ -83,6 +83,9 @@ def squares(picture: np.ndarray) -> np.ndarray:
     return cut.swapaxes(1, 2).reshape(rows * columns, -1)
 
 
+MAX_SIDE = 16
+"""Most rows or columns of tokens of a training picture."""
+PLACE_WEIGHT = 0.5
 CHANGED_WEIGHT = 3.0
 """Of the last label's losses: which object is meant is what is learnt last."""
 
@@ -91,19 +94,23 @@ class SceneHead(nn.Module):
     """Linear reading of the labels from the outputs of two transformer blocks.
 
     What is there is read first; whether it changes is read a block later, because that follows from
-    what is there and what is asked for.
+    what is there and what is asked for. Before both every token says where it stands: rotary
+    positions tell a token how far others are, not its own place, and what a thing looks like at a
+    place is learnt only once the place is known.
 
     Args:
+        placed: The block after which a token's row and column are read.
         shown: The block after which the scene is read; a hook keeps its last picture tokens.
         meant: The block after which the change is read, likewise.
         dim: Width of the tokens.
     """
 
-    def __init__(self, shown: nn.Module, meant: nn.Module, dim: int) -> None:
+    def __init__(self, placed: nn.Module, shown: nn.Module, meant: nn.Module, dim: int) -> None:
         super().__init__()
         self.read = nn.Linear(dim, sum(NUM_CLASSES))
+        self.locate = nn.Linear(dim, 2 * MAX_SIDE)
         self._tokens: dict[str, Tensor] = {}
-        for name, block in (("shown", shown), ("meant", meant)):
+        for name, block in (("placed", placed), ("shown", shown), ("meant", meant)):
             block.register_forward_hook(partial(self._keep, name))
 
     def _keep(self, name: str, _: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
@@ -117,8 +124,30 @@ class SceneHead(nn.Module):
         )
         return [*shown[:-1], meant[-1]]
 
-    def loss(self, labels: Int[Tensor, "batch tokens 5"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the five labels after a forward pass of the transformer.
+    def loss(
+        self, labels: Int[Tensor, "batch tokens 5"], grid: tuple[int, int]
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of labels and places after a forward pass of the transformer.
+
+        Args:
+            labels: See `token_labels`.
+            grid: Rows and columns of the target's tokens, and of the reference's.
+        """
+        return self._scene_loss(labels) + PLACE_WEIGHT * self._place_loss(grid)
+
+    def _place_loss(self, grid: tuple[int, int]) -> Float[Tensor, ""]:
+        tokens = self._tokens.pop("placed")
+        logits = self.locate(layer_norm(tokens, tokens.shape[-1:])).float()
+        numbers = torch.arange(tokens.shape[1]) % (grid[0] * grid[1])
+        places = (numbers // grid[1], numbers % grid[1])
+        losses = [
+            cross_entropy(part.flatten(0, 1), place.repeat(len(tokens)))
+            for part, place in zip(logits.split(MAX_SIDE, -1), places, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+    def _scene_loss(self, labels: Int[Tensor, "batch tokens 5"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the five labels.
 
         Tokens with label 0 (no object, no colour, unchanged …) and the others weigh the same in
         all, however few there are of either.

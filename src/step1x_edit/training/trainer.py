@@ -74,7 +74,9 @@ class EditTraining:
             self.transformer.connector.requires_grad_(False)
         blocks = self.transformer.single_transformer_blocks
         middle = len(blocks) // 2
-        self.scene_head = SceneHead(blocks[middle], blocks[middle + 1], self.transformer.inner_dim)
+        self.scene_head = SceneHead(
+            blocks[0], blocks[middle], blocks[middle + 1], self.transformer.inner_dim
+        )
         self.trained = nn.ModuleDict(
             {
                 "transformer": self.transformer,
@@ -109,7 +111,7 @@ class EditTraining:
                 txt_ids=txt_ids,
                 return_dict=False,
             )[0][:, : target.shape[1]]
-            scene_loss = self.scene_head.loss(batch.labels)
+            scene_loss = self.scene_head.loss(batch.labels, grid)
         weight = 1 + self.config.changed_weight * batch.changed
         loss = velocity_loss(predicted, target, noise, weight)
         return loss + self.config.scene_weight * scene_loss, len(target)
