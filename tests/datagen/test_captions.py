@@ -1,9 +1,11 @@
+from itertools import chain
 from string import Formatter
 
 import numpy as np
 import pytest
 
 from step1x_edit.datagen.captions import KINDS, LANGUAGES, phrase, wordings
+from step1x_edit.datagen.filters import plain_instruction
 from step1x_edit.datagen.operators.style import STYLES
 from step1x_edit.datagen.operators.tone import ALL_TONES
 from step1x_edit.datagen.portraits import EXPRESSIONS
@@ -11,8 +13,14 @@ from step1x_edit.datagen.portraits import EXPRESSIONS
 SLOTS = {
     ("addition", "en"): {"a_object", "where"},
     ("addition", "zh"): {"object", "where"},
+    ("addition_count", "en"): {"count", "objects", "where"},
+    ("addition_count", "zh"): {"count", "object", "where"},
     ("removal", "*"): {"object"},
+    ("removal_all", "en"): {"objects"},
+    ("removal_all", "zh"): {"object"},
     ("colour", "*"): {"object", "colour"},
+    ("colour_all", "en"): {"objects", "colour"},
+    ("colour_all", "zh"): {"object", "colour"},
     ("background", "*"): {"background"},
     ("replacement", "*"): {"object", "new_object"},
     ("material", "*"): {"object", "material"},
@@ -24,12 +32,6 @@ SLOTS = {
     ("clothes", "*"): {"clothes"},
     ("clothes_colour", "*"): {"colour"},
     ("text_addition", "*"): {"new_text"},
-    ("addition_count", "en"): {"count", "objects", "where"},
-    ("addition_count", "zh"): {"count", "object", "where"},
-    ("removal_all", "en"): {"objects"},
-    ("removal_all", "zh"): {"object"},
-    ("colour_all", "en"): {"objects", "colour"},
-    ("colour_all", "zh"): {"object", "colour"},
     ("then", "*"): {"first", "second"},
 } | {
     (kind, "*"): {"object"}
@@ -41,7 +43,10 @@ SEVERAL = {
     "text_removal": ({"old_text"}, set()),
 }
 """Kinds whose wordings may differ in what they name."""
-WITHOUT_SLOTS = {*ALL_TONES, *STYLES, *EXPRESSIONS, "beard_off", "glasses_off", "unchanged"}
+OTHERS_WITHOUT = {"beard_off", "glasses_off", "unchanged", "flat"}
+WITHOUT_SLOTS = {*ALL_TONES, *STYLES, *EXPRESSIONS, *OTHERS_WITHOUT}
+LEAST = {"then": (12, 4)}
+"""Kind → how many wordings training and evaluation have at least, where fewer will do."""
 
 
 def slots_of(wording):
@@ -55,11 +60,31 @@ def test_every_kind_of_edit_has_wordings():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_wording_names_all_that_the_edit_needs(kind, language):
-    assert wordings(kind, language, "plain")
+    assert len(wordings(kind, language, "plain")) >= 4
     allowed = SEVERAL.get(kind, (SLOTS.get((kind, language), SLOTS.get((kind, "*"), set())),))
     for tier in ("all", "held_out"):
         for wording in wordings(kind, language, tier):
             assert slots_of(wording) in allowed, wording
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_kind_is_said_in_many_ways(kind, language):
+    in_training, held_out = LEAST.get(kind, (40, 10))
+    assert len(wordings(kind, language, "all")) >= in_training
+    assert len(wordings(kind, language, "held_out")) >= held_out
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_training_has_no_held_out_wording_in_another_guise(language):
+    seen, held_out = (
+        {
+            plain_instruction(wording)
+            for wording in chain.from_iterable(wordings(kind, language, tier) for kind in KINDS)
+        }
+        for tier in ("all", "held_out")
+    )
+    assert not seen & held_out
 
 
 def test_no_wording_stands_twice():
