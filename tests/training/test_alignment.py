@@ -16,6 +16,7 @@ from step1x_edit.training.alignment import (
     TONE_LABELS,
     UNKNOWN,
     SceneHead,
+    changed_cells,
     token_labels,
 )
 
@@ -63,6 +64,9 @@ def test_tokens_outside_the_change_have_equal_labels(atlas):
     np.testing.assert_array_equal(target[same], reference[same])
 
 
+CELLS_OF_6 = torch.zeros(2, 6, 16)
+
+
 def test_the_head_learns_what_the_tokens_show():
     torch.manual_seed(0)
     block = Passing()
@@ -74,7 +78,7 @@ def test_the_head_learns_what_the_tokens_show():
     losses = []
     for _ in range(60):
         block(tokens)
-        loss = head.loss(labels, (2, 3))
+        loss = head.loss(labels, CELLS_OF_6, (2, 3))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -88,7 +92,7 @@ def test_labels_that_are_all_unknown_do_not_spoil_the_loss():
     labels = torch.zeros(1, 4, 5, dtype=torch.long)
     labels[..., 2] = UNKNOWN
     block(torch.randn(1, 4, 8))
-    assert torch.isfinite(head.loss(labels, (2, 2)))
+    assert torch.isfinite(head.loss(labels, torch.zeros(1, 4, 16), (2, 2)))
 
 
 def test_the_change_is_read_from_the_later_block():
@@ -118,8 +122,21 @@ def test_the_place_is_the_targets_and_the_references():
     losses = []
     for tokens in (places, places.roll(1, 1)):
         block(tokens)
-        losses.append(head.loss(labels, (2, 3)).item())
+        losses.append(head.loss(labels, CELLS_OF_6[:1], (2, 3)).item())
     assert losses[0] + 1 < losses[1]
+
+
+def test_the_outline_is_the_changed_share_of_each_cell():
+    mask = np.zeros((32, 48), bool)
+    mask[:4, :8] = True  # two cells of the first token
+    mask[16:, 32:] = True  # the last token
+    mask[0, 16] = True  # one pixel of the second
+    cells = changed_cells(mask)
+    assert cells.shape == (6, 16)
+    assert list(np.flatnonzero(cells[0])) == [0, 1]
+    assert cells[1, 0] == 1 / 16
+    assert cells[5].min() == 1
+    assert cells.mean() == pytest.approx(mask.mean())
 
 
 class Passing(nn.Module):

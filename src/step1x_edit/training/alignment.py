@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, layer_norm
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, layer_norm
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import NAMED
@@ -86,6 +86,18 @@ def squares(picture: np.ndarray) -> np.ndarray:
 MAX_SIDE = 16
 """Most rows or columns of tokens of a training picture."""
 PLACE_WEIGHT = 0.5
+CELLS = 4
+"""Cells along a token's side."""
+OUTLINE_WEIGHT = 1.0
+
+
+def changed_cells(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "tokens cells"]:
+    """Changed share of each of a token's 4 × 4 cells, tokens and cells row by row."""
+    side = PIXELS_PER_TOKEN // CELLS
+    tokens = squares(mask).reshape(-1, CELLS, side, CELLS, side)
+    return tokens.mean((2, 4), dtype=np.float32).reshape(len(tokens), -1)
+
+
 CHANGED_WEIGHT = 3.0
 """Of the last label's losses: which object is meant is what is learnt last."""
 
@@ -109,6 +121,7 @@ class SceneHead(nn.Module):
         super().__init__()
         self.read = nn.Linear(dim, sum(NUM_CLASSES))
         self.locate = nn.Linear(dim, 2 * MAX_SIDE)
+        self.outline = nn.Linear(dim, CELLS**2)
         self._tokens: dict[str, Tensor] = {}
         for name, block in (("placed", placed), ("shown", shown), ("meant", meant)):
             block.register_forward_hook(partial(self._keep, name))
@@ -125,15 +138,30 @@ class SceneHead(nn.Module):
         return [*shown[:-1], meant[-1]]
 
     def loss(
-        self, labels: Int[Tensor, "batch tokens 5"], grid: tuple[int, int]
+        self,
+        labels: Int[Tensor, "batch tokens 5"],
+        cells: Float[Tensor, "batch target_tokens cells"],
+        grid: tuple[int, int],
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy of labels and places after a forward pass of the transformer.
+        """Mean cross-entropy of labels, outline and places after a forward pass.
 
         Args:
             labels: See `token_labels`.
+            cells: Changed share of each cell of the target's tokens; see `changed_cells`.
             grid: Rows and columns of the target's tokens, and of the reference's.
         """
-        return self._scene_loss(labels) + PLACE_WEIGHT * self._place_loss(grid)
+        outline = OUTLINE_WEIGHT * self._outline_loss(cells)
+        return outline + self._scene_loss(labels) + PLACE_WEIGHT * self._place_loss(grid)
+
+    def _outline_loss(self, cells: Float[Tensor, "batch target_tokens cells"]) -> Float[Tensor, ""]:
+        """Tokens on the outline of the change and the others weigh the same in all."""
+        tokens = self._tokens["meant"][:, : cells.shape[1]]
+        logits = self.outline(layer_norm(tokens, tokens.shape[-1:])).float()
+        losses = binary_cross_entropy_with_logits(logits, cells, reduction="none").mean(-1)
+        share = cells.mean(-1)
+        crossed = (share > 0) & (share < 1)
+        parts = [losses[where].mean() for where in (crossed, ~crossed) if bool(where.any())]
+        return torch.stack(parts).mean()
 
     def _place_loss(self, grid: tuple[int, int]) -> Float[Tensor, ""]:
         tokens = self._tokens.pop("placed")

@@ -20,7 +20,7 @@ from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_categ
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import decode, read_parts
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
-from step1x_edit.training.alignment import squares, token_labels
+from step1x_edit.training.alignment import changed_cells, token_labels
 from step1x_edit.training.config import DataSettings
 
 Collate = Callable[[list[Triplet], np.random.Generator], Any]
@@ -138,11 +138,16 @@ class EditBatch:
     source: UInt8[Tensor, "batch height width 3"] | None
     """None for text to image."""
     target: UInt8[Tensor, "batch height width 3"]
-    changed: Float[Tensor, "batch tokens"]
-    """Share of each token's pixels that the edit changes; 1 everywhere for text to image."""
+    cells: Float[Tensor, "batch tokens cells"]
+    """Share of each token's cells that the edit changes; 1 everywhere for text to image."""
     instructions: InstructionTokens
     labels: Int[Tensor, "batch tokens 5"]
     """See `alignment.token_labels`."""
+
+    @property
+    def changed(self) -> Float[Tensor, "batch tokens"]:
+        """Share of each token's pixels that the edit changes."""
+        return self.cells.mean(-1)
 
 
 @dataclass(frozen=True)
@@ -170,11 +175,11 @@ class EditCollate:
         pictures = [None if drawing else Image.fromarray(t.source) for t in chosen]
         labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])
         masks = [np.ones_like(t.mask) if drawing else t.mask for t in chosen]
-        changed = np.stack([squares(mask).mean(-1, dtype=np.float32) for mask in masks])
+        cells = np.stack([changed_cells(mask) for mask in masks])
         return EditBatch(
             source=None if drawing else _stack([t.source for t in chosen]),
             target=_stack([t.target for t in chosen]),
-            changed=torch.from_numpy(changed),
+            cells=torch.from_numpy(cells),
             instructions=self.tokenize(pictures, words),
             labels=torch.from_numpy(labels),
         )

@@ -111,7 +111,7 @@ class EditTraining:
                 txt_ids=txt_ids,
                 return_dict=False,
             )[0][:, : target.shape[1]]
-            scene_loss = self.scene_head.loss(batch.labels, grid)
+            scene_loss = self.scene_head.loss(batch.labels, batch.cells, grid)
         weight = 1 + self.config.changed_weight * batch.changed
         loss = velocity_loss(predicted, target, noise, weight)
         return loss + self.config.scene_weight * scene_loss, len(target)
