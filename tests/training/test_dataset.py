@@ -1,17 +1,29 @@
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from step1x_edit.checkpoints.catalog import MINI_FOLDER
+from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
 from step1x_edit.datagen.generate import generate, shard_paths
-from step1x_edit.datagen.pipeline import HELD_OUT_SEED
+from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet
 from step1x_edit.datagen.shards import read
+from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.errors import InvalidRequest
+from step1x_edit.model.instruction_tokens import InstructionTokenizer
+from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.training.config import DataSettings
-from step1x_edit.training.dataset import TripletBatches, batches, picture_batches, to_unit
+from step1x_edit.training.dataset import (
+    EditCollate,
+    TripletBatches,
+    batches,
+    picture_batches,
+    to_unit,
+)
+from step1x_edit.training.mini import INSTRUCTION
 
 
 @dataclass(frozen=True)
@@ -103,3 +115,20 @@ def test_a_dataset_on_disk_is_read_as_it_is(tmp_path):
 def test_a_folder_without_a_dataset_is_named(tmp_path):
     with pytest.raises(InvalidRequest, match="holds no shards"):
         first(TripletBatches(settings(shards=tmp_path), 5, summary), 1)
+
+
+@pytest.fixture(scope="module")
+def mini_tokenizer():
+    processor = PictureProcessor.from_pretrained(MINI_FOLDER / "processor")
+    return InstructionTokenizer(processor, INSTRUCTION)
+
+
+def test_a_sentence_without_room_leaves_the_batch_and_not_the_run(mini_tokenizer):
+    atlas = Atlas()
+    triplets = [make_triplet(seed, "removal", atlas, 64, 64, PLAIN) for seed in range(3)]
+    long = dict.fromkeys(("en", "zh"), "remove the cat, " * 20)
+    triplets[1] = replace(triplets[1], instructions=long)
+    collate = EditCollate(mini_tokenizer, dropout=0, zh_share=0.5, text_to_image_share=0)
+    batch = collate(triplets, np.random.default_rng(0))
+    assert len(batch.target) == len(batch.instructions.lengths) == len(batch.labels) == 2
+    assert np.array_equal(batch.target[1].numpy(), triplets[2].target)

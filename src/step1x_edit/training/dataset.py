@@ -19,6 +19,7 @@ from step1x_edit.datagen.generate import shard_paths
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import decode, read_parts
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
 from step1x_edit.training.alignment import changed_cells, token_labels
 from step1x_edit.training.config import DataSettings
@@ -138,14 +139,14 @@ class EditBatch:
     source: UInt8[Tensor, "batch height width 3"] | None
     """None for text to image."""
     target: UInt8[Tensor, "batch height width 3"]
-    cells: Float[Tensor, "batch tokens cells"]
+    cells: Float[Tensor, "batch target_tokens cells"]
     """Share of each token's cells that the edit changes; 1 everywhere for text to image."""
     instructions: InstructionTokens
     labels: Int[Tensor, "batch tokens 5"]
     """See `alignment.token_labels`."""
 
     @property
-    def changed(self) -> Float[Tensor, "batch tokens"]:
+    def changed(self) -> Float[Tensor, "batch target_tokens"]:
         """Share of each token's pixels that the edit changes."""
         return self.cells.mean(-1)
 
@@ -173,6 +174,15 @@ class EditCollate:
         chosen = captioned if drawing else triplets
         words = [self._words(t.captions if drawing else t.instructions, rng) for t in chosen]
         pictures = [None if drawing else Image.fromarray(t.source) for t in chosen]
+        try:
+            instructions = self.tokenize(pictures, words)
+        except InvalidRequest:
+            # Of some compound sentences a small model has no room for all: without them.
+            rows = [
+                i for i, row in enumerate(zip(pictures, words, strict=True)) if self._fits(*row)
+            ]
+            chosen = [chosen[i] for i in rows]
+            instructions = self.tokenize([pictures[i] for i in rows], [words[i] for i in rows])
         labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])
         masks = [np.ones_like(t.mask) if drawing else t.mask for t in chosen]
         cells = np.stack([changed_cells(mask) for mask in masks])
@@ -180,9 +190,16 @@ class EditCollate:
             source=None if drawing else _stack([t.source for t in chosen]),
             target=_stack([t.target for t in chosen]),
             cells=torch.from_numpy(cells),
-            instructions=self.tokenize(pictures, words),
+            instructions=instructions,
             labels=torch.from_numpy(labels),
         )
+
+    def _fits(self, picture: Image.Image | None, words: str) -> bool:
+        try:
+            self.tokenize([picture], [words])
+        except InvalidRequest:
+            return False
+        return True
 
     def _words(self, by_language: dict[str, str], rng: np.random.Generator) -> str:
         words = by_language["zh" if rng.random() < self.zh_share else "en"]
