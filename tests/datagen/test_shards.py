@@ -63,6 +63,16 @@ def test_a_shard_that_is_cut_short_is_named(suffix, share, triplets, tmp_path):
         list(read(path))
 
 
+def test_a_tar_that_is_cut_between_two_records_is_named(triplets, tmp_path):
+    path = tmp_path / "shard.tar"
+    write(path, triplets)
+    with tarfile.open(path) as tar:
+        end_of_third = tar.getmembers()[3 * len(PARTS)].offset
+    path.write_bytes(path.read_bytes()[:end_of_third])
+    with pytest.raises(InvalidRequest, match="its end is missing"):
+        list(read(path))
+
+
 def test_nothing_is_left_when_a_record_fails(triplets, tmp_path):
     def failing():
         yield triplets[0]

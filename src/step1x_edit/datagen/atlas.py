@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from step1x_edit.errors import Step1XEditError
+
 ATLAS_DIR = Path(__file__).parent.parent / "assets" / "atlas"
 
 PANORAMAS = (
@@ -36,7 +38,7 @@ class Atlas:
 
     def _sprite(self, name: str, height_px: int) -> Float[np.ndarray, "height width 4"]:
         """The object's straight-alpha RGBA in [0, 1], scaled to fit a square of `height_px`."""
-        with Image.open(self.folder / "objects" / f"{name.replace(' ', '_')}.webp") as file:
+        with self._open("objects", f"{name.replace(' ', '_')}.webp") as file:
             sprite = file.convert("RGBA")
         return fit(_premultiplied(sprite), height_px)
 
@@ -45,19 +47,25 @@ class Atlas:
 
         All parts have one shape and lie over one another.
         """
-        with Image.open(self.folder / "portraits" / f"{name.replace(' ', '_')}.webp") as file:
+        with self._open("portraits", f"{name.replace(' ', '_')}.webp") as file:
             return scaled(_premultiplied(file.convert("RGBA")), side_px)
 
     def _panorama(self, name: str) -> Float[np.ndarray, "height width 3"]:
-        return self._rgb(self.folder / "panoramas" / f"{name}.jpg")
+        return self._rgb("panoramas", name)
 
     def _photograph(self, name: str) -> Float[np.ndarray, "height width 3"]:
-        return self._rgb(self.folder / "photographs" / f"{name}.jpg")
+        return self._rgb("photographs", name)
 
-    @staticmethod
-    def _rgb(path: Path) -> Float[np.ndarray, "height width 3"]:
-        with Image.open(path) as file:
+    def _rgb(self, kind: str, name: str) -> Float[np.ndarray, "height width 3"]:
+        with self._open(kind, f"{name}.jpg") as file:
             return np.asarray(file.convert("RGB"), np.float32) / 255
+
+    def _open(self, kind: str, name: str) -> Image.Image:
+        path = self.folder / kind / name
+        try:
+            return Image.open(path)
+        except FileNotFoundError as error:
+            raise Step1XEditError(f"{path} is missing: install the package again") from error
 
 
 def fit(

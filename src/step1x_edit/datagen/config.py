@@ -56,9 +56,11 @@ VARIETIES = {"full": EVERYTHING, "plain": PLAIN}
 
 
 def _named_variety(value: Any) -> Any:
-    return (
-        {"full": EVERYTHING, "plain": PLAIN}.get(value, value) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    if value not in VARIETIES:
+        raise ValueError(f"{value!r} is unknown: give `full` or `plain`, or the shares")
+    return VARIETIES[value]
 
 
 class Settings(BaseModel):
@@ -122,7 +124,9 @@ def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
         if not isinstance(values, dict):
             raise InvalidRequest(f"{path}: must hold settings, `name: value`")
         return TypeAdapter(kind).validate_python(values | overrides)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InvalidRequest(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -131,6 +131,11 @@ def _write_tar(path: Path, rows: Iterator[tuple[str, dict[str, bytes]]]) -> int:
 
 
 def _read_tar(path: Path) -> Iterator[dict[str, bytes]]:
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 2 * tarfile.BLOCKSIZE), io.SEEK_END)
+        # tarfile takes an archive that was cut between two members for a whole one.
+        if any(file.read()):
+            raise ValueError("its end is missing")
     with tarfile.open(path, "r:") as tar:
         parts: dict[str, bytes] = {}
         for member in tar:
