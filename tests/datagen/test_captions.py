@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from step1x_edit.datagen.captions import KINDS, LANGUAGES, phrase, wordings
-from step1x_edit.datagen.operators.style import STYLES
+from step1x_edit.datagen.operators.style import FLAT, STYLES
 from step1x_edit.datagen.operators.tone import TONES
 from step1x_edit.datagen.portraits import EXPRESSIONS
 
@@ -34,7 +34,7 @@ SEVERAL = {
     "text_removal": ({"old_text"}, set()),
 }
 """Kinds whose wordings may differ in what they name."""
-WITHOUT_SLOTS = {*TONES, *STYLES, *EXPRESSIONS, "beard_off", "glasses_off"}
+WITHOUT_SLOTS = {*TONES, *STYLES, FLAT, *EXPRESSIONS, "beard_off", "glasses_off"}
 
 
 def slots_of(wording):
