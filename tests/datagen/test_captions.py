@@ -6,7 +6,7 @@ import pytest
 
 from step1x_edit.datagen.captions import KINDS, LANGUAGES, phrase, wordings
 from step1x_edit.datagen.filters import plain_instruction
-from step1x_edit.datagen.operators.style import STYLES
+from step1x_edit.datagen.operators.style import FLAT, STYLES
 from step1x_edit.datagen.operators.tone import ALL_TONES
 from step1x_edit.datagen.portraits import EXPRESSIONS
 
@@ -43,8 +43,8 @@ SEVERAL = {
     "text_removal": ({"old_text"}, set()),
 }
 """Kinds whose wordings may differ in what they name."""
-OTHERS_WITHOUT = {"beard_off", "glasses_off", "unchanged", "flat"}
-WITHOUT_SLOTS = {*ALL_TONES, *STYLES, *EXPRESSIONS, *OTHERS_WITHOUT}
+OTHERS_WITHOUT = {"beard_off", "glasses_off", "unchanged"}
+WITHOUT_SLOTS = {*ALL_TONES, *STYLES, FLAT, *EXPRESSIONS, *OTHERS_WITHOUT}
 LEAST = {"then": (12, 4)}
 """Kind → how many wordings training and evaluation have at least, where fewer will do."""
 

@@ -48,16 +48,6 @@ def test_the_number_of_workers_changes_nothing(changes, expected, tmp_path):
     assert contents(tmp_path / "set") == expected
 
 
-@pytest.mark.slow
-def test_ray_makes_the_same_records(expected, tmp_path):
-    ray = pytest.importorskip("ray")
-    try:
-        generate(config(tmp_path / "set", engine="ray"))
-    finally:
-        ray.shutdown()
-    assert contents(tmp_path / "set") == expected
-
-
 def test_a_run_goes_on_with_what_is_missing(expected, tmp_path):
     folder = tmp_path / "set"
     generate(config(folder, num=12))

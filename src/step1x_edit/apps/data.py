@@ -74,13 +74,26 @@ def inspect(
 def filter_(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a dataset's folder")],
     out: Annotated[Path, typer.Option("--out", help="folder of the records that are kept")],
+    read_text: Annotated[
+        bool, typer.Option("--read-text", help="drop text edits whose new text cannot be read")
+    ] = False,
+    safety: Annotated[
+        bool, typer.Option("--safety", help="drop what a classifier rates as unsafe")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Keep the records that pass every check, and count the others by reason."""
+    """Keep the records that pass every check, and count the others by reason.
+
+    --read-text and --safety run small models of the extra `photos`.
+    """
     from step1x_edit.datagen.filters import default_checks
+    from step1x_edit.datagen.onnx_parts import OpenNsfw, RapidOcr
     from step1x_edit.datagen.refine import refine
 
+    checks = default_checks(
+        reader=RapidOcr() if read_text else None, rater=OpenNsfw() if safety else None
+    )
     with working(f"filtering {folder}", quiet=quiet, steps=True) as bar:
-        drops = refine(folder, out, default_checks(), bar)
+        drops = refine(folder, out, checks, bar)
     if not quiet:
         typer.echo("\n".join([*drops.lines(), str(out)]))

@@ -36,9 +36,14 @@ class Atlas:
         self.photograph = lru_cache(maxsize=64)(self._photograph)
         self.photograph_names = sorted(path.stem for path in (folder / "photographs").glob("*.jpg"))
 
-    def _sprite(self, name: str, height_px: int) -> Float[np.ndarray, "height width 4"]:
-        """The object's straight-alpha RGBA in [0, 1], scaled to fit a square of `height_px`."""
-        with self._open("objects", f"{name.replace(' ', '_')}.webp") as file:
+    def _sprite(
+        self, name: str, height_px: int, kind: str = "objects"
+    ) -> Float[np.ndarray, "height width 4"]:
+        """The object's straight-alpha RGBA in [0, 1], scaled to fit a square of `height_px`.
+
+        `kind` is the folder: "objects", or "flat" for the same things drawn flat in the same box.
+        """
+        with self._open(kind, f"{name.replace(' ', '_')}.webp") as file:
             sprite = file.convert("RGBA")
         return fit(_premultiplied(sprite), height_px)
 

@@ -3,7 +3,8 @@
 Run once by whoever changes the atlas; the result is kept in ``assets/atlas`` and read by
 `atlas.Atlas`:
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 @pmndrs/assets@1.7.0 @fontsource/zcool-kuaile@5.3.0
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fluent-emoji-flat@1.2.6 \
+      @pmndrs/assets@1.7.0 @fontsource/zcool-kuaile@5.3.0
     # unpack each beside the other
     pip install step1x-edit[assets]
     python -m step1x_edit.datagen.atlas_build UNPACKED_DIR
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from step1x_edit.datagen.atlas import ATLAS_DIR, PANORAMAS
-from step1x_edit.datagen.atlas_portraits import write_portraits
+from step1x_edit.datagen.atlas_portraits import draw_svg, write_portraits
 from step1x_edit.datagen.vocabulary import OBJECTS
 
 SPRITE_PX = 128
@@ -39,13 +40,13 @@ PHOTOGRAPHS = (
 
 
 def build(packages: Path, out: Path = ATLAS_DIR) -> None:
-    """Write sprites, panoramas, photographs, fonts and portraits under `out`.
+    """Write sprites, flat ones too, panoramas, photographs, fonts and portraits under `out`.
 
     Args:
         packages: Folder that holds the unpacked npm packages, each with its ``package`` folder.
         out: The atlas folder.
     """
-    for kind in ("objects", "panoramas", "photographs", "fonts", "portraits"):
+    for kind in ("objects", "flat", "panoramas", "photographs", "fonts", "portraits"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     sprites = next(packages.glob("lobehub-fluent-emoji-3d-*/package/assets"))
     for name, entry in OBJECTS.items():
@@ -53,6 +54,7 @@ def build(packages: Path, out: Path = ATLAS_DIR) -> None:
         sprite = sprite.crop(sprite.getchannel("A").getbbox())
         sprite.thumbnail((SPRITE_PX, SPRITE_PX), Image.Resampling.LANCZOS)
         sprite.save(out / "objects" / f"{name.replace(' ', '_')}.webp", quality=90, method=6)
+    _write_flat(next(packages.glob("iconify-json-fluent-emoji-flat-*/package")), out)
     hdri = next(packages.glob("pmndrs-assets-*/package/hdri"))
     for name in PANORAMAS:
         panorama = _tone_map(_read_exr_js(hdri / f"{name}.exr.js"))
@@ -63,6 +65,24 @@ def build(packages: Path, out: Path = ATLAS_DIR) -> None:
         font = fonts / "files" / f"zcool-kuaile-{script}-400-normal.woff2"
         shutil.copyfile(font, out / "fonts" / f"zcool-kuaile-{script}.woff2")
     write_portraits(out / "portraits")
+
+
+def _write_flat(package: Path, out: Path) -> None:
+    """Each object's flat drawing, as large as its other one allows, standing in the same box."""
+    icons = json.loads((package / "icons.json").read_text(encoding="utf-8"))
+    names = json.loads((package / "chars.json").read_text(encoding="utf-8"))
+    view = f"0 0 {icons['width']} {icons['height']}"
+    for name, entry in OBJECTS.items():
+        body = icons["icons"][names[entry.code_point.removesuffix("-fe0f")]]["body"]
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{body}</svg>'
+        drawing = draw_svg(svg, 4 * SPRITE_PX)
+        drawing = drawing.crop(drawing.getchannel("A").getbbox())
+        file = f"{name.replace(' ', '_')}.webp"
+        with Image.open(out / "objects" / file) as other:
+            box = Image.new("RGBA", other.size)
+        drawing.thumbnail(box.size, Image.Resampling.LANCZOS)
+        box.paste(drawing, ((box.width - drawing.width) // 2, box.height - drawing.height))
+        box.save(out / "flat" / file, quality=90, method=6)
 
 
 def _read_exr_js(path: Path) -> np.ndarray:

@@ -54,7 +54,6 @@ def _layers() -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
 
 def _render(parts: dict[str, Any], kept: tuple[str, ...]) -> Image.Image:
     import python_avatars as pa  # pyright: ignore[reportMissingImports] - of the assets extra
-    import resvg_py  # pyright: ignore[reportMissingImports] - of the assets extra
 
     bare = {"top": pa.HairType.NONE, "clothing": pa.ClothingType.NONE}
     avatar = pa.Avatar(style=pa.AvatarStyle.TRANSPARENT, **(bare | parts))
@@ -63,6 +62,12 @@ def _render(parts: dict[str, Any], kept: tuple[str, ...]) -> Image.Image:
         name = group.get("id", "").rsplit("_", 1)[-1]
         if name in GROUPS and name not in kept:
             group.clear()
-    svg = ElementTree.tostring(tree, encoding="unicode")
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=WIDTH_PX)
+    return draw_svg(ElementTree.tostring(tree, encoding="unicode"), WIDTH_PX)
+
+
+def draw_svg(svg: str, width_px: int) -> Image.Image:
+    """An SVG drawing as RGBA."""
+    import resvg_py  # pyright: ignore[reportMissingImports] - of the assets extra
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=width_px)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")

@@ -6,6 +6,7 @@ on with the shards that are missing. Called by ``step1x data generate``.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,12 +23,13 @@ from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
-from step1x_edit.datagen.shards import SUFFIXES, new_folder, write
+from step1x_edit.datagen.shards import SUFFIXES, new_folder, remove_unfinished, write
 from step1x_edit.errors import InvalidRequest, MissingExtra, Step1XEditError
 
 MANIFEST = "dataset.json"
 ONLY_SPEED = {"out", "num", "engine", "num_workers"}
 """Settings that may change from one run of a dataset to the next."""
+DIED = "a worker process died (out of memory?): run the same command again to go on"
 _atlas = lru_cache(Atlas)
 
 
@@ -74,6 +76,7 @@ def generate(config: DataConfig, on_progress: Callable[[int, int], None] | None 
         summary.categories.update(told["categories"])
         if on_progress is not None:
             on_progress(summary.made + summary.found, config.num)
+    remove_unfinished(config.out)
     return summary
 
 
@@ -168,28 +171,36 @@ def _locally(config: DataConfig, numbers: list[int]) -> Iterator[dict[str, Any]]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise Step1XEditError(
-                "a worker process died (out of memory?): run the same command again to go on"
-            ) from error
+            raise Step1XEditError(DIED) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _on_ray(config: DataConfig, numbers: list[int]) -> Iterator[dict[str, Any]]:
-    """One Ray Data task a shard; Ray repeats the tasks of a worker that died."""
+    """One Ray task a shard; Ray repeats the tasks of a worker that died."""
     try:
-        import ray.data
+        import ray
+        from ray.exceptions import OutOfMemoryError, WorkerCrashedError
     except ImportError as error:
         raise MissingExtra(
             "engine ray needs Ray: pip install 'step1x-edit[ray]', or engine: local"
         ) from error
     if not numbers:
         return
+    # The cluster that is running, or one of this machine's cores for as long as this process lives.
+    ray.init(
+        ignore_reinit_error=True,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     # Paths are the cluster's: relative ones would be each worker's own.
     config = config.model_copy(update={"out": config.out.resolve()})
-    told = ray.data.from_items([{"number": number} for number in numbers])
-    told = told.repartition(len(numbers)).map(
-        lambda row: {"told": json.dumps(make_shard(config, row["number"]))}
-    )
-    for row in told.iter_rows():
-        yield json.loads(row["told"])
+    make = ray.remote(make_shard)
+    open_tasks = [make.remote(config, number) for number in numbers]
+    try:
+        while open_tasks:
+            done, open_tasks = ray.wait(open_tasks)
+            yield from ray.get(done)
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        raise Step1XEditError(DIED) from error

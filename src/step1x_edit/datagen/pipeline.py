@@ -80,7 +80,7 @@ def _draw(context: Context, category: str, width: int, height: int) -> Edit | No
         return None
     if category in MAY_BE_EMPTY and context.happens(context.variety.unchanged):
         return nothing(context, edit.before)
-    if edit.is_local and context.happens(context.variety.compound):
+    if edit.is_local and category != "style" and context.happens(context.variety.compound):
         second = OPERATORS[context.pick(name for name in SECOND if name != category)].second
         assert second is not None  # `SECOND` lists those that have one
         return followed(context, edit, second)

@@ -11,6 +11,7 @@ from step1x_edit.datagen.scene import Scene, captions_of
 
 LICENCES = {
     "objects": "MIT, Fluent Emoji, Microsoft",
+    "flat": "MIT, Fluent Emoji, Microsoft",
     "panoramas": "CC0-1.0, Poly Haven",
     "photographs": "see assets/README.md",
     "portraits": "MIT, python_avatars; avataaars, Pablo Stanley, free to use",

@@ -6,7 +6,7 @@ bit wherever nothing was changed, shadows and occlusion included. Operators chan
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -46,6 +46,8 @@ class PlacedObject:
     """Left and right are exchanged."""
     quarter_turns: int = 0
     """Counter-clockwise."""
+    drawing: Literal["objects", "flat"] = "objects"
+    """The folder of the atlas: round and shaded, or flat and without a shadow."""
 
 
 Item = PlacedObject | Sign | Portrait
@@ -93,7 +95,7 @@ class Scene:
 
     def art(self) -> set[str]:
         """The art that the scene shows, as ``folder/name`` of the atlas."""
-        drawn = {f"objects/{placed.name}" for placed in self.objects}
+        drawn = {f"{placed.drawing}/{placed.name}" for placed in self.objects}
         drawn |= {item.art for item in (*self.signs, *self.portraits)}
         return drawn | ({self.background_source} - {PROCEDURAL})
 
@@ -166,7 +168,8 @@ def render(scene: Scene, atlas: Atlas) -> Pixels:
         if isinstance(item, PlacedObject):
             sprite = _painted(item, sprite)
             rows, columns = sprite.shape[:2]
-            _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
+            if item.drawing != "flat":
+                _cast_shadow(picture, left + columns / 2, top + rows, columns / 2)
         _composite(picture, sprite, top, left)
     return picture
 
@@ -202,7 +205,7 @@ def _drawing(item: Item, atlas: Atlas, size: tuple[int, ...]) -> Float[np.ndarra
         return draw_sign(item, atlas, size)
     if isinstance(item, Portrait):
         return draw_portrait(item, atlas, size)
-    sprite = atlas.sprite(item.name, round(item.size * min(size)))
+    sprite = atlas.sprite(item.name, round(item.size * min(size)), item.drawing)
     turned = np.rot90(sprite, item.quarter_turns)
     return turned[:, ::-1] if item.flipped else turned
 

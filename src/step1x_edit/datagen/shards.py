@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ from step1x_edit.errors import InvalidRequest, MissingExtra
 Format = Literal["webdataset", "parquet"]
 SUFFIXES: dict[Format, str] = {"webdataset": ".tar", "parquet": ".parquet"}
 PARTS = ("source.png", "target.png", "mask.png", "json")
+UNFINISHED = ".new"
 PNG_LEVEL = 1
 """Of zlib: at small sizes the higher levels save a few per cent and cost most of the time."""
 
@@ -48,7 +50,8 @@ def write(path: Path, triplets: Iterable[Triplet]) -> int:
     Returns:
         How many there were.
     """
-    beside = path.with_name(f"{path.name}.new")
+    # A name of its own: the worker of a killed run may still be writing the same shard.
+    beside = path.with_name(f"{path.name}.{uuid4().hex}{UNFINISHED}")
     rows = ((triplet.key, _parts(triplet)) for triplet in triplets)
     try:
         count = (_write_parquet if path.suffix == ".parquet" else _write_tar)(beside, rows)
@@ -56,6 +59,12 @@ def write(path: Path, triplets: Iterable[Triplet]) -> int:
     finally:
         beside.unlink(missing_ok=True)
     return count
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left half-written."""
+    for left in folder.glob(f"shard-*{UNFINISHED}"):
+        left.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[Triplet]:

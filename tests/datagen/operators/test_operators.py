@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from step1x_edit.datagen.operators.motion import FACING, LYING
 from step1x_edit.datagen.operators.style import STYLES
 from step1x_edit.datagen.operators.text import CHINESE, LATIN
 from step1x_edit.datagen.pipeline import make_triplet
-from step1x_edit.datagen.scene import owners
+from step1x_edit.datagen.scene import Scene, canonical, owners, render
 from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.datagen.vocabulary import OBJECTS
 
@@ -118,11 +120,44 @@ def test_styles_work_at_every_size_and_differ(name, size):
 
 
 def test_a_style_is_applied_to_the_whole_picture(atlas):
-    for edit in edits("style", atlas)[:8]:
+    formulas = [edit for edit in edits("style", atlas) if edit.phrasing != "flat"]
+    for edit in formulas[:8]:
         assert edit.finish is not None
         flat = np.full((64, 96, 3), 0.4, np.float32)
         assert edit.finish(flat).dtype == np.float32
         assert edit.before is edit.after
+
+
+def test_flat_scenes_hold_the_same_things_in_the_same_places_drawn_flat(atlas):
+    flat = [edit for edit in edits("style", atlas) if edit.phrasing == "flat"]
+    assert flat
+    for edit in flat:
+        assert edit.finish is None
+        assert edit.before.objects
+        undone = tuple(replace(placed, drawing="objects") for placed in edit.after.objects)
+        assert undone == edit.before.objects
+        colours = edit.after.background.reshape(-1, 3)
+        assert len(np.unique(colours, axis=0)) <= 7
+        np.testing.assert_allclose(colours.mean(0), edit.before.background.mean((0, 1)), atol=0.06)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_flat_drawings_fill_the_same_box_and_are_another_drawing(name, atlas):
+    shaded, flat = atlas.sprite(name, 96), atlas.sprite(name, 96, "flat")
+    assert shaded.shape == flat.shape
+    solid, other = shaded[..., 3] > 0.5, flat[..., 3] > 0.5
+    assert (solid & other).sum() / (solid | other).sum() > 0.7
+    both = solid & other
+    assert np.abs(shaded[both, :3] - flat[both, :3]).mean() > 0.03
+
+
+def test_a_flat_object_keeps_its_colour(atlas):
+    ground = np.full((64, 64, 3), 0.5, np.float32)
+    for colour in ("red", "green", "blue"):
+        placed = replace(canonical("car", "middle", colour), drawing="flat")
+        drawn = render(Scene(ground, None, (placed,)), atlas)
+        mean = drawn[(drawn != 0.5).any(-1)].mean(0)
+        assert mean.argmax() == ("red", "green", "blue").index(colour)
 
 
 def test_what_lies_in_front_hides_what_lies_behind(atlas):

@@ -1,17 +1,25 @@
-"""Style transfer: the whole picture as a drawing, a painting, a mosaic … by a formula."""
+"""Style transfer: the whole picture as a drawing, a painting, a mosaic … by a formula.
+
+One style, "flat", is redrawn instead: every object has a flat drawing of its own.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from step1x_edit.datagen.backgrounds import Pixels, noise
 from step1x_edit.datagen.operators.base import Context, Edit
 from step1x_edit.datagen.operators.tone import LUMA
-from step1x_edit.datagen.scene import sample_scene
+from step1x_edit.datagen.scene import Scene, sample_scene
 
 GRAIN_SEED = 5
+FLAT = "flat"
+FLAT_COLOURS = 7
+AREAS_SIDE_PX = 64
 
 
 def _side(picture: Pixels) -> int:
@@ -133,11 +141,42 @@ STYLES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
+def areas(picture: Pixels) -> Pixels:
+    """Large areas of `FLAT_COLOURS` colours with smooth edges: the ground of a flat illustration.
+
+    The colours are those of a small copy without details; each place takes the nearest area's.
+    """
+    height, width = picture.shape[:2]
+    scale = AREAS_SIDE_PX / min(height, width)
+    pixels = Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8))
+    small = pixels.resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+    calm = small.filter(ImageFilter.MedianFilter(7))
+    indexed = calm.quantize(FLAT_COLOURS, dither=Image.Dither.NONE)
+    at = np.asarray(indexed)
+    shares = [
+        Image.fromarray(ndimage.gaussian_filter((at == index).astype(np.float32), 1.2))
+        for index in range(at.max() + 1)
+    ]
+    nearest = np.argmax([np.asarray(share.resize((width, height))) for share in shares], 0)
+    return np.asarray(indexed.getpalette(), np.float32).reshape(-1, 3)[nearest] / 255
+
+
+def drawn_flat(scene: Scene) -> Scene:
+    """The same scene as a flat illustration; its background is none that has a name."""
+    objects = tuple(replace(placed, drawing="flat") for placed in scene.objects)
+    ground = areas(scene.background)
+    return replace(scene, background=ground, background_name=None, objects=objects)
+
+
 def style(context: Context, width: int, height: int) -> Edit:
-    """Draw the whole picture in one of `STYLES`."""
+    """Draw the whole picture in one of `STYLES`, or flat."""
+    name = context.pick([*STYLES, FLAT])
     count = int(context.rng.choice([0, 1, 2, 3], p=[0.25, 0.35, 0.3, 0.1]))
+    if name == FLAT:  # patterns are flat already: it takes an object to tell
+        count = max(count, 1)
     scene = sample_scene(context.rng, context.atlas, width, height, num_objects=count)
-    name = context.pick(STYLES)
+    if name == FLAT:
+        return Edit(scene, drawn_flat(scene), name, {"en": {}, "zh": {}})
 
     def finish(picture: Pixels) -> Pixels:
         return STYLES[name](picture).clip(0, 1).astype(np.float32)
