@@ -171,10 +171,8 @@ def drawn_flat(scene: Scene) -> Scene:
 def style(context: Context, width: int, height: int) -> Edit:
     """Draw the whole picture in one of `STYLES`, or flat."""
     name = context.pick([*STYLES, FLAT])
-    count = int(context.rng.choice([0, 1, 2, 3], p=[0.25, 0.35, 0.3, 0.1]))
-    if name == FLAT:  # patterns are flat already: it takes an object to tell
-        count = max(count, 1)
-    scene = sample_scene(context.rng, context.atlas, width, height, num_objects=count)
+    # Of a bare pattern most styles make another pattern: it takes an object to tell.
+    scene = sample_scene(context.rng, context.atlas, width, height)
     if name == FLAT:
         return Edit(scene, drawn_flat(scene), name, {"en": {}, "zh": {}})
 
