@@ -24,6 +24,7 @@ SLOTS = {
     ("clothes", "*"): {"clothes"},
     ("clothes_colour", "*"): {"colour"},
     ("text_addition", "*"): {"new_text"},
+    ("learned_style", "*"): {"style"},
 } | {
     (kind, "*"): {"object"}
     for kind in ("bigger", "smaller", "turn_round", "upside_down", "tip_over")

@@ -70,6 +70,9 @@ class DataConfig(StreamSettings):
     num: int = Field(gt=0, description="records")
     shard_size: int = Field(default=500, gt=0, description="records of a shard, all of one size")
     format: Format = "webdataset"
+    learned_styles: bool = Field(
+        default=False, description="paint 3 in 10 style edits by a network of the extra `photos`"
+    )
     engine: Literal["local", "ray"] = "local"
     num_workers: int = Field(
         default_factory=lambda: os.cpu_count() or 1, gt=0, description="processes; not for ray"

@@ -21,6 +21,7 @@ import numpy as np
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
+from step1x_edit.datagen.learned_styles import StylePainter
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import SUFFIXES, new_folder, remove_unfinished, write
@@ -31,6 +32,7 @@ ONLY_SPEED = {"out", "num", "engine", "num_workers"}
 """Settings that may change from one run of a dataset to the next."""
 DIED = "a worker process died (out of memory?): run the same command again to go on"
 _atlas = lru_cache(Atlas)
+_painter = lru_cache(StylePainter)
 
 
 @dataclass
@@ -57,9 +59,11 @@ def generate(config: DataConfig, on_progress: Callable[[int, int], None] | None 
 
     Raises:
         InvalidRequest: The folder holds another dataset, or something else.
-        MissingExtra: The engine or the format needs a package that is not there.
+        MissingExtra: The engine, the format or the learned styles need a package that is not there.
         Step1XEditError: A worker process died.
     """
+    if config.learned_styles:
+        _painter()  # what is missing is said before anything is written
     _open_folder(config)
     summary = Summary()
     missing = []
@@ -98,10 +102,11 @@ def triplets_of(config: DataConfig, number: int) -> Iterator[Triplet]:
     shares = np.asarray([config.sizes[size] for size in sizes])
     rng = np.random.default_rng([config.seed, number])
     width, height = map(int, str(rng.choice(sizes, p=shares / shares.sum())).split("x"))
+    painter = _painter() if config.learned_styles else None
     for record in _records_of(config, number):
         seed = record_seed(config.seed, record)
         category = sample_category(np.random.default_rng([seed, 0]), config.shares)
-        yield make_triplet(seed, category, _atlas(), width, height)
+        yield make_triplet(seed, category, _atlas(), width, height, painter)
 
 
 def make_shard(config: DataConfig, number: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import Pixels
 from step1x_edit.datagen.captions import phrase
+from step1x_edit.datagen.learned_styles import SHARE as LEARNED_SHARE
+from step1x_edit.datagen.learned_styles import StylePainter, in_learned_style
 from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.scene import captions_of, render
@@ -31,7 +33,12 @@ MIN_CHANGE = 14.0
 
 
 def make_triplet(
-    seed: int, category: str, atlas: Atlas, width: int = 128, height: int = 128
+    seed: int,
+    category: str,
+    atlas: Atlas,
+    width: int = 128,
+    height: int = 128,
+    painter: StylePainter | None = None,
 ) -> Triplet:
     """The triplet of a seed.
 
@@ -41,10 +48,13 @@ def make_triplet(
         atlas: The art.
         width: Picture width in pixels.
         height: Picture height in pixels.
+        painter: Paints the share of the style edits that has learned styles; None: there are none.
     """
     rng = np.random.default_rng([seed, width, height])
     while True:
         edit = OPERATORS[category](rng, atlas, width, height)
+        if painter is not None and category == "style" and rng.random() < LEARNED_SHARE:
+            edit = in_learned_style(edit, rng, painter)
         before = _to_bytes(render(edit.before, atlas))
         after = render(edit.after, atlas)
         after = _to_bytes(edit.finish(after) if edit.finish else after)

@@ -61,6 +61,7 @@ class Triplet:
             "words": self.edit.words,
             "before": self.edit.before.to_json(),
             "after": self.edit.after.to_json(),
+            "made_by": self.edit.made_by,
             "seed": self.seed,
             "licences": {name: LICENCES[name.split("/")[0]] for name in art},
         }
@@ -82,6 +83,7 @@ def from_metadata(
         Scene.from_json(values["after"]),
         values["phrasing"],
         values["words"],
+        made_by=values.get("made_by"),
     )
     return Triplet(
         values["category"], source, target, mask, values["instructions"], values["captions"],

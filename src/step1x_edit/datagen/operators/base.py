@@ -22,6 +22,8 @@ class Edit:
     """Language → slot → word."""
     finish: Callable[[Pixels], Pixels] | None = None
     """Applied to the target's pixels after rendering (tone edits)."""
+    made_by: str | None = None
+    """The model that made the target's pixels and its licence; None where a formula did."""
 
 
 Operator = Callable[[np.random.Generator, Atlas, int, int], Edit]
