@@ -32,6 +32,7 @@ SLOTS = {
     ("clothes", "*"): {"clothes"},
     ("clothes_colour", "*"): {"colour"},
     ("text_addition", "*"): {"new_text"},
+    ("learned_style", "*"): {"style"},
     ("then", "*"): {"first", "second"},
 } | {
     (kind, "*"): {"object"}

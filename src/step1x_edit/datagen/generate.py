@@ -21,6 +21,7 @@ import numpy as np
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
+from step1x_edit.datagen.learned_styles import painter
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import SUFFIXES, new_folder, remove_unfinished, write
@@ -57,9 +58,11 @@ def generate(config: DataConfig, on_progress: Callable[[int, int], None] | None 
 
     Raises:
         InvalidRequest: The folder holds another dataset, or something else.
-        MissingExtra: The engine or the format needs a package that is not there.
+        MissingExtra: The engine, the format or the learned styles need a package that is not there.
         Step1XEditError: A worker process died.
     """
+    if config.variety.learned_styles > 0:
+        painter()  # what is missing is said before anything is written
     _open_folder(config)
     summary = Summary()
     missing = []

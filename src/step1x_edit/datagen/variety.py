@@ -21,6 +21,9 @@ class Variety(BaseModel):
     )
     counts: float = Field(default=0.15, ge=0, le=1, description='"two cats", "all the cats"')
     compound: float = Field(default=0.1, ge=0, le=1, description="a second edit follows the first")
+    learned_styles: float = Field(
+        default=0, ge=0, le=1, description="style edits that a network paints (extra `photos`)"
+    )
     unchanged: float = Field(
         default=0.02, ge=0, le=1, description="what is asked for is not there, or nothing is"
     )

@@ -38,6 +38,8 @@ class Edit:
     """Applied to the source's pixels after rendering (restorations)."""
     second: Clause | None = None
     """What is asked for besides; `after` and `finish` have it."""
+    made_by: tuple[str, ...] = ()
+    """The models that made the target's pixels, and their licences; none where formulas did."""
     unchanged: bool = False
     """The instruction asks for what is so already, or for what cannot be."""
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from step1x_edit.datagen.backgrounds import Pixels, noise
+from step1x_edit.datagen.learned_styles import in_learned_style
 from step1x_edit.datagen.operators.base import Context, Edit
 from step1x_edit.datagen.operators.tone import LUMA
 from step1x_edit.datagen.scene import Scene, sample_scene
@@ -169,10 +170,12 @@ def drawn_flat(scene: Scene) -> Scene:
 
 
 def style(context: Context, width: int, height: int) -> Edit:
-    """Draw the whole picture in one of `STYLES`, or flat."""
+    """Draw the whole picture in one of `STYLES`, or flat, or in a learned style."""
     name = context.pick([*STYLES, FLAT])
     # Of a bare pattern most styles make another pattern: it takes an object to tell.
     scene = sample_scene(context.rng, context.atlas, width, height)
+    if context.happens(context.variety.learned_styles):
+        return in_learned_style(context, scene)
     if name == FLAT:
         return Edit(scene, drawn_flat(scene), name, {"en": {}, "zh": {}})
 
