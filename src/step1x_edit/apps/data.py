@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from step1x_edit.apps.console import working
+from step1x_edit.apps.console import quieten, working
 
 app = typer.Typer(help="Make training data and look at it.")
 
@@ -106,20 +106,20 @@ def photographs(
 ) -> None:
     """Make triplets of photographs, keep those that pass every check, and count the others."""
     from step1x_edit.datagen.config import parse_size, read_yaml
-    from step1x_edit.datagen.filters import default_checks
     from step1x_edit.datagen.photographs.config import (
         PartsConfig,
-        build_judge,
+        build_checks,
         build_parts,
         read_labels,
     )
     from step1x_edit.datagen.photographs.run import Run, make_dataset
 
     chosen = PartsConfig() if config is None else read_yaml(config, PartsConfig)
+    if config is not None:
+        quieten()
     names = {} if labels is None else read_labels(labels)
     run = Run(folder, out, num, seed, parse_size(size), labels=names)
     with working(f"making {num} records in {out}", quiet=quiet, steps=True) as bar:
-        checks = default_checks(judge=build_judge(chosen))
-        report = make_dataset(run, build_parts(chosen), checks, bar)
+        report = make_dataset(run, build_parts(chosen), build_checks(chosen), bar)
     if not quiet:
         typer.echo("\n".join([*report.lines(), str(out)]))

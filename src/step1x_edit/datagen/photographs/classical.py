@@ -17,7 +17,7 @@ BOX_MARGIN = 0.03
 """By which a box is grown, of the picture's side."""
 SURELY = 0.75
 """Saliency from which grab-cut takes a place as the subject's."""
-GRAB_CUT_ROUNDS = 5
+GRAB_CUT_ROUNDS = 3
 MOST_ON_THE_BOX = 0.1
 """Share of a cut-out's outline that lies on its box: beyond, the thing goes on outside."""
 TEXT_SIDE_PX = 640

@@ -42,6 +42,8 @@ def _best_shift(picture: Picture, hole: Mask) -> tuple[int, int]:
     top, left, bottom, right = bounds(around)
     cut = np.s_[top:bottom, left:right]
     ring = (around & ~hole)[cut].astype(np.float32)
+    if not ring.any():
+        raise Unsuitable("nothing to fill the hole with")
     whole, template = picture.astype(np.float32), picture[cut].astype(np.float32)
     weights = np.repeat(ring[..., None], 3, -1)
     squares = cv2.matchTemplate(whole, template, cv2.TM_SQDIFF, mask=weights) / ring.sum()

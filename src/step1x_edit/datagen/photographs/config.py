@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from step1x_edit.datagen.config import Settings
-from step1x_edit.datagen.filters import Judge
+from step1x_edit.datagen.filters import Check, Limits, default_checks
 from step1x_edit.datagen.photographs import classical
 from step1x_edit.datagen.photographs.clone_stamp import CloneStamp
 from step1x_edit.datagen.photographs.mllm import Chat, MllmCaptioner, MllmJudge, QwenChat
@@ -51,6 +51,12 @@ class ChatSettings(Settings):
     device: str = "cpu"
 
 
+class JudgeSettings(ChatSettings):
+    """One that scores edits."""
+
+    least_score: float = Field(default=Limits().judged, ge=0, le=10)
+
+
 class PartsConfig(Settings):
     """The parts; one that is left out is classical, or is not there."""
 
@@ -67,7 +73,7 @@ class PartsConfig(Settings):
         default=None, description="paints colours and materials over the depth"
     )
     captioner: ChatSettings | None = None
-    judge: ChatSettings | None = None
+    judge: JudgeSettings | None = None
 
 
 class Label(Settings):
@@ -114,9 +120,12 @@ def build_parts(config: PartsConfig) -> Parts:
     return _with_networks(parts, config)
 
 
-def build_judge(config: PartsConfig) -> Judge | None:
-    """Load the judge; None where the run has none. Raises as `build_parts` does."""
-    return None if config.judge is None else MllmJudge(_chat(config.judge))
+def build_checks(config: PartsConfig) -> list[Check]:
+    """The filters' checks, with the judge where there is one. Raises as `build_parts` does."""
+    if config.judge is None:
+        return default_checks()
+    judge = MllmJudge(_chat(config.judge))
+    return default_checks(Limits(judged=config.judge.least_score), judge=judge)
 
 
 def _with_networks(parts: Parts, config: PartsConfig) -> Parts:

@@ -146,7 +146,8 @@ def removal(shot: Shot) -> Draft:
 def addition(shot: Shot) -> Draft:
     """The removal backwards: the photograph itself is the target."""
     words = shot.about()
-    position = nearest_position(bounds(shot.subject), shot.picture.shape[1])
+    _, left, _, right = bounds(shot.subject)
+    position = nearest_position((left + right) / 2 / shot.picture.shape[1])
     noun, zh = words["en"]["object"], words["zh"]["object"]
     words = {
         "en": {"a_object": f"{article(noun)} {noun}", "where": where(position)},
@@ -207,7 +208,7 @@ def motion(shot: Shot) -> Draft:
     elif kind in ("bigger", "smaller"):
         sprite = _scaled(sprite, GROWTH if kind == "bigger" else SHRINKAGE)
     else:
-        now = nearest_position((top, left, bottom, right), width)
+        now = nearest_position(middle / width)
         wanted = str(shot.rng.choice([name for name in POSITIONS if name != now]))
         middle = POSITIONS[wanted][1] * width
         en = {"where": where(wanted), "to_where": f"to the {wanted}"}
@@ -309,13 +310,12 @@ def _replaced_by_drawing(shot: Shot, name: str, words: Words) -> Draft:
     return Draft(target, "replacement", words, made_by, after=after)
 
 
-def nearest_position(box: tuple[int, int, int, int], width: int) -> str:
-    """The key of `POSITIONS` that is nearest to a box's middle."""
-    middle = (box[1] + box[3]) / 2 / width
+def nearest_position(middle: float) -> str:
+    """The key of `POSITIONS` that is nearest to a middle, a fraction of the picture's width."""
     return min(POSITIONS, key=lambda name: abs(POSITIONS[name][1] - middle))
 
 
-def _scaled(sprite: Sprite, factor: float) -> Sprite:
+def _scaled(sprite: Sprite, factor: float) -> Float[np.ndarray, "new_h new_w 4"]:
     rows, columns = (max(1, round(side * factor)) for side in sprite.shape[:2])
     planes = [
         Image.fromarray(np.ascontiguousarray(sprite[..., c])).resize(

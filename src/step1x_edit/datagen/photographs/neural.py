@@ -120,7 +120,11 @@ class DepthModel:
         nearness = self._model(**inputs.to(self._model.device)).predicted_depth[:, None].float()
         nearness = interpolate(nearness, picture.shape[:2], mode="bicubic", align_corners=False)
         low, high = nearness.min(), nearness.max()
-        return ((nearness - low) / (high - low).clamp(min=1e-6))[0, 0].cpu().numpy()
+        return (
+            ((nearness - low) / (high - low).clamp(min=torch.finfo(low.dtype).tiny))[0, 0]
+            .cpu()
+            .numpy()
+        )
 
 
 def loaded(kind: Any, model: str, **options: Any) -> Any:

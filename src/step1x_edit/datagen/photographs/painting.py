@@ -18,7 +18,7 @@ EMPTY = "an empty background, nothing in the foreground"
 
 
 class FillPainter:
-    """Paints into a mask (FLUX.1 Fill and what else `AutoPipelineForInpainting` loads).
+    """Paints into a mask: FLUX.1 Fill, or any other inpainting pipeline of diffusers.
 
     It is a `roles.Painter`, and with a fixed prompt a `roles.Inpainter`.
 
@@ -34,10 +34,10 @@ class FillPainter:
         self, model: str, num_steps: int = 28, guidance: float = 30.0, device: str = "cpu",
         dtype: str = "bfloat16",
     ) -> None:  # fmt: skip
-        from diffusers.pipelines.auto_pipeline import AutoPipelineForInpainting
+        from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
         self.name, self.num_steps, self.guidance = short_name(model), num_steps, guidance
-        self._pipeline = _pipeline(AutoPipelineForInpainting, model, device, dtype)
+        self._pipeline = _pipeline(DiffusionPipeline, model, device, dtype)
 
     def paint(self, picture: Picture, where: Mask, prompt: str, seed: int) -> Picture:
         """See `roles.Painter`."""
@@ -83,7 +83,7 @@ class FluxDepthPainter:
 
 
 def _pipeline(kind: Any, model: str, device: str, dtype: str) -> Any:
-    pipeline = loaded(kind, model, torch_dtype=getattr(torch, dtype)).to(device)
+    pipeline = loaded(kind, model, dtype=getattr(torch, dtype)).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -5,7 +5,7 @@ not lend itself to is counted by its reason, next to what the filters drop.
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,8 +34,8 @@ from step1x_edit.errors import InvalidRequest
 MOST_ENLARGED = 1.5
 LEAST_CROP = 0.75
 """Of the largest crop of the wanted shape."""
-MOST_ROUNDS = 6
-"""A category that no photograph lent itself to in so many rounds is given up."""
+MOST_FAILURES = 2
+"""In a row: a photograph is then not tried again for that category."""
 
 Labels = Mapping[str, tuple[str, str]]
 """File name → what the photograph's subject is called in English and Chinese."""
@@ -154,12 +154,18 @@ def _kept(
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Triplet]:  # fmt: skip
     """The records that are kept; the category with the fewest is next."""
-    atlas, tries, turns, misses = Atlas(), 0, Counter[str](), Counter[str]()
-    open_ = list(run.categories)
-    while report.drops.kept < run.num and open_ and sources:
-        category = min(open_, key=lambda name: report.categories[name])
-        source = sources[(turns[category] + 7 * open_.index(category)) % len(sources)]
-        turns[category] += 1
+    atlas, tries, failures = Atlas(), 0, Counter[tuple[str, Source]]()
+    # Each category begins at another photograph, or all would be made of the first ones.
+    offsets = np.linspace(0, len(sources), len(run.categories), endpoint=False).astype(int)
+    waiting = {
+        category: deque([*sources[offset:], *sources[:offset]])
+        for category, offset in zip(run.categories, offsets, strict=True)
+    }
+    while report.drops.kept < run.num and any(waiting.values()):
+        category = min(filter(waiting.get, waiting), key=lambda name: report.categories[name])
+        source = waiting[category].popleft()
+        if source.name in report.unreadable:
+            continue
         seed = record_seed(run.seed, tries)
         tries += 1
         label = run.labels.get(source.name)
@@ -167,21 +173,20 @@ def _kept(
             triplet = edit_photograph(source, category, parts, atlas, seed, run.size, label)
         except InvalidRequest as error:
             report.unreadable[source.name] = str(error)
-            sources = [other for other in sources if other.name != source.name]
             continue
         except Unsuitable as reason:
             report.drops.dropped[f"{category}: {reason}"] += 1
             triplet = None
         if triplet is not None and any(keep([triplet], checks, report.drops)):
-            misses[category] = 0
+            failures[category, source] = 0
             report.categories[category] += 1
             if on_progress is not None:
                 on_progress(report.drops.kept, run.num)
             yield triplet
-            continue
-        misses[category] += 1
-        if misses[category] >= MOST_ROUNDS * len(sources):
-            open_.remove(category)
+        else:
+            failures[category, source] += 1
+        if failures[category, source] < MOST_FAILURES:
+            waiting[category].append(source)
 
 
 def _instructions(rng: np.random.Generator, draft: Draft) -> dict[str, str]:

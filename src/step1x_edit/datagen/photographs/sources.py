@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ GAP_S = 1.0
 """Between the two frames of a video that make a pair."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """One photograph, or two frames."""
 
