@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from step1x_edit.apps.console import working
+from step1x_edit.apps.console import quieten, working
 
 app = typer.Typer(help="Make training data and look at it.")
 
@@ -97,3 +97,42 @@ def filter_(
         drops = refine(folder, out, checks, bar)
     if not quiet:
         typer.echo("\n".join([*drops.lines(), str(out)]))
+
+
+@app.command()
+def photographs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="photographs, pairs of frames, videos")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="folder of the shards")],
+    num: Annotated[int, typer.Option("--num", min=1, help="records wanted")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=65535, help="another one, others")] = 0,
+    size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels")] = "256x256",
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help='JSON: file name → {"en": subject, "zh": the same}'),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML: the models to use, see docs/data.md")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make triplets of photographs, keep those that pass every check, and count the others."""
+    from step1x_edit.datagen.config import parse_size, read_yaml
+    from step1x_edit.datagen.photographs.config import (
+        PartsConfig,
+        build_checks,
+        build_parts,
+        read_labels,
+    )
+    from step1x_edit.datagen.photographs.run import Run, make_dataset
+
+    chosen = PartsConfig() if config is None else read_yaml(config, PartsConfig)
+    if config is not None:
+        quieten()
+    names = {} if labels is None else read_labels(labels)
+    run = Run(folder, out, num, seed, parse_size(size), labels=names)
+    with working(f"making {num} records in {out}", quiet=quiet, steps=True) as bar:
+        report = make_dataset(run, build_parts(chosen), build_checks(chosen), bar)
+    if not quiet:
+        typer.echo("\n".join([*report.lines(), str(out)]))

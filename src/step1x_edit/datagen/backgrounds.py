@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from scipy import ndimage
 
 from step1x_edit.datagen.atlas import PANORAMAS, Atlas
 from step1x_edit.datagen.vocabulary import COLOURS
 
 Pixels = Float[np.ndarray, "height width 3"]
+"""sRGB in [0, 1]."""
+Picture = UInt8[np.ndarray, "height width 3"]
 Source = Float[np.ndarray, "source_height source_width 3"]
 """A picture that another one of another size is taken from."""
 

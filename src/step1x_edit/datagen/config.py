@@ -25,17 +25,27 @@ from step1x_edit.errors import InvalidRequest
 SIDE_STEP_PX, MIN_SIDE_PX, MAX_SIDE_PX = 16, 32, 1024
 
 
+def parse_size(size: str) -> tuple[int, int]:
+    """Width and height in pixels from WIDTHxHEIGHT.
+
+    Raises:
+        InvalidRequest: It is not written so, or a side is too small, too large or uneven.
+    """
+    found = re.fullmatch(r"(\d+)x(\d+)", size)
+    if found is None or not all(
+        MIN_SIDE_PX <= int(side) <= MAX_SIDE_PX and int(side) % SIDE_STEP_PX == 0
+        for side in found.groups()
+    ):
+        raise InvalidRequest(
+            f"size {size!r}: give WIDTHxHEIGHT, multiples of {SIDE_STEP_PX} from {MIN_SIDE_PX} "
+            f"to {MAX_SIDE_PX}"
+        )
+    return int(found[1]), int(found[2])
+
+
 def _check_sizes(sizes: dict[str, float]) -> dict[str, float]:
     for size in sizes:
-        found = re.fullmatch(r"(\d+)x(\d+)", size)
-        if found is None or not all(
-            MIN_SIDE_PX <= int(side) <= MAX_SIDE_PX and int(side) % SIDE_STEP_PX == 0
-            for side in found.groups()
-        ):
-            raise ValueError(
-                f"size {size!r}: give WIDTHxHEIGHT, multiples of {SIDE_STEP_PX} from {MIN_SIDE_PX} "
-                f"to {MAX_SIDE_PX}"
-            )
+        parse_size(size)
     return _check_shares(sizes)
 
 

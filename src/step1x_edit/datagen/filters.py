@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from PIL import Image
 from scipy import ndimage
 
+from step1x_edit.datagen.backgrounds import Picture
 from step1x_edit.datagen.records import Triplet
 
-Picture = UInt8[np.ndarray, "height width 3"]
 Check = Callable[[Triplet], str | None]
 """Triplet → why it is dropped, or None."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from step1x_edit.datagen.filters import Picture
+from step1x_edit.datagen.backgrounds import Picture
 from step1x_edit.errors import MissingExtra
 
 READABLE_SIDE_PX = 480

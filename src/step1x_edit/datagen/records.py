@@ -16,8 +16,11 @@ LICENCES = {
     "photographs": "see assets/README.md",
     "portraits": "MIT, python_avatars; avataaars, Pablo Stanley, free to use",
     "fonts": "OFL-1.1, ZCOOL KuaiLe",
+    "own": "the photograph's own",
 }
 """Folder of the atlas → licence of what is in it; ``assets/README.md`` has the details."""
+UNDESCRIBED = Scene(np.zeros((0, 0, 3), np.float32), None, ())
+"""Before and after an edit of a photograph: a scene holds what was drawn, and that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Triplet:
     """The scenes before and after, and the words of the instruction."""
     seed: int
     """The seed that makes this triplet again."""
+    photograph: str | None = None
+    """Name of the file that it was made from; None for a drawn scene."""
 
     @property
     def key(self) -> str:
@@ -51,7 +56,9 @@ class Triplet:
 
     def metadata(self) -> dict[str, Any]:
         """All but the pictures, as plain values."""
-        art = sorted(self.edit.before.art() | self.edit.after.art())
+        art = self.edit.before.art() | self.edit.after.art()
+        if self.photograph is not None:
+            art |= {f"own/{self.photograph}"}
         return {
             "category": self.category,
             "instructions": self.instructions,
@@ -63,9 +70,10 @@ class Triplet:
             "unchanged": self.edit.unchanged,
             "before": self.edit.before.to_json(),
             "after": self.edit.after.to_json(),
-            "made_by": list(self.edit.made_by),
             "seed": self.seed,
-            "licences": {name: LICENCES[name.split("/")[0]] for name in art},
+            "licences": {name: LICENCES[name.split("/")[0]] for name in sorted(art)},
+            "photograph": self.photograph,
+            "made_by": list(self.edit.made_by),
         }
 
 
@@ -91,5 +99,5 @@ def from_metadata(
     )
     return Triplet(
         values["category"], source, target, mask, values["instructions"], values["captions"],
-        edit, values["seed"],
+        edit, values["seed"], values.get("photograph"),
     )  # fmt: skip

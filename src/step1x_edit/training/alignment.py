@@ -49,17 +49,21 @@ LEAST_SHARE = 0.25
 def token_labels(
     triplet: Triplet, atlas: Atlas, *, target_only: bool = False
 ) -> Int[np.ndarray, "tokens 5"]:
-    """The labels of a triplet's target tokens, then those of its reference tokens, row by row."""
+    """The labels of a triplet's target tokens, then those of its reference tokens, row by row.
+
+    What a photograph shows is unknown, all but the change.
+    """
     changed = squares(triplet.mask).mean(-1) > 0
     edit = triplet.edit
     kinds = (edit.phrasing, edit.second.phrasing if edit.second else None)
     tone = max(TONE_LABELS.get(kind, 0) for kind in kinds)
-    target = _scene_labels(edit.after, atlas, triplet.mask.shape, tone, changed)
-    if target_only:
-        return target
-    return np.concatenate(
-        [target, _scene_labels(edit.before, atlas, triplet.mask.shape, 0, changed)]
-    )
+    labels = [_scene_labels(edit.after, atlas, triplet.mask.shape, tone, changed)]
+    if not target_only:
+        labels.append(_scene_labels(edit.before, atlas, triplet.mask.shape, 0, changed))
+    if triplet.photograph is not None:
+        for part in labels:
+            part[:, :3] = UNKNOWN
+    return np.concatenate(labels)
 
 
 def _scene_labels(

@@ -39,7 +39,7 @@ class Edit:
     second: Clause | None = None
     """What is asked for besides; `after` and `finish` have it."""
     made_by: tuple[str, ...] = ()
-    """The models that made the target's pixels, and their licences; none where formulas did."""
+    """Parts and models that made the pixels, in order; a drawn scene needs none."""
     unchanged: bool = False
     """The instruction asks for what is so already, or for what cannot be."""
 

@@ -1,0 +1,155 @@
+"""Parts for photographs that need no model weights: they come with ``step1x-edit[photos]``."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from step1x_edit.datagen.backgrounds import Picture
+from step1x_edit.datagen.photographs.masks import bounds, filled, largest_part, opened, outline
+from step1x_edit.datagen.photographs.roles import Box, Found, FoundText, Mask, Unsuitable
+from step1x_edit.datagen.photographs.saliency import saliency
+from step1x_edit.errors import MissingExtra
+
+SUBJECT_AT = 0.9
+"""Times Otsu's threshold: a little of what is undecided belongs to the subject."""
+BOX_MARGIN = 0.03
+"""By which a box is grown, of the picture's side."""
+SURELY = 0.75
+"""Saliency from which grab-cut takes a place as the subject's."""
+GRAB_CUT_ROUNDS = 3
+MOST_ON_THE_BOX = 0.1
+"""Share of a cut-out's outline that lies on its box: beyond, the thing goes on outside."""
+TEXT_SIDE_PX = 640
+"""Small pictures are enlarged to about this side before text is looked for."""
+
+
+class SaliencyDetector:
+    """Finds the one subject that stands out (see `saliency`); in a pattern it finds nothing."""
+
+    name = "minimum-barrier saliency"
+
+    def find(self, picture: Picture) -> list[Found]:
+        """See `roles.Detector`; at most one."""
+        map_ = saliency(picture)
+        subject = largest_part(map_ > SUBJECT_AT * _otsu(map_), weights=map_)
+        if not subject.any():
+            return []
+        score = float(map_[subject].sum() / map_.sum())
+        edges = np.asarray(bounds(subject), np.float32) / len(map_)
+        edges += np.asarray([-1, -1, 1, 1]) * BOX_MARGIN
+        size = np.tile(picture.shape[:2], 2)
+        top, left, bottom, right = np.rint(edges.clip(0, 1) * size).astype(int).tolist()
+        return [Found((top, left, bottom, right), score)]
+
+
+class GrabCut:
+    """Cuts by colour models of inside and outside (Rother et al. 2004), begun at the saliency."""
+
+    name = "grab-cut"
+
+    def cut(self, picture: Picture, box: Box) -> Mask:
+        """See `roles.Segmenter`."""
+        cv2 = load_cv2()
+        height, width = picture.shape[:2]
+        map_ = cv2.resize(saliency(picture), (width, height))
+        mask = np.full((height, width), cv2.GC_BGD, np.uint8)
+        top, left, bottom, right = box
+        inside = map_[top:bottom, left:right]
+        mask[top:bottom, left:right] = np.select(
+            [inside > SURELY * inside.max(), inside > 0.5 * _otsu(map_)],
+            [cv2.GC_FGD, cv2.GC_PR_FGD],
+            cv2.GC_PR_BGD,
+        )
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.setRNGSeed(0)  # its clusters begin at random
+        blue_first = np.ascontiguousarray(picture[..., ::-1])
+        try:
+            cv2.grabCut(blue_first, mask, None, *models, GRAB_CUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+        except cv2.error as error:  # nothing is outside, or nothing inside
+            raise Unsuitable("no subject that stands out") from error
+        found = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
+        whole = opened(found, max(1, round(min(height, width) / 128)))
+        thing = filled(largest_part(whole))
+        if _share_on_box(thing, box) > MOST_ON_THE_BOX:
+            raise Unsuitable("cut-out runs out of its box")
+        return thing
+
+
+class RapidOcr:
+    """Finds Latin and Chinese text (PaddleOCR's models on ONNX Runtime)."""
+
+    name = "RapidOCR"
+
+    def __init__(self) -> None:
+        try:
+            from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports] - of the photos extra
+        except ImportError as error:
+            raise _missing("text in photographs needs RapidOCR") from error
+        self._engine: Any = RapidOCR(params={"Global.log_level": "error"})
+
+    def find(self, picture: Picture) -> list[FoundText]:
+        """See `roles.TextFinder`."""
+        factor = max(1, round(TEXT_SIDE_PX / max(picture.shape[:2])))
+        size = (picture.shape[1] * factor, picture.shape[0] * factor)
+        large = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
+        read = self._engine(np.asarray(large)[..., ::-1])
+        lines = zip(read.boxes, read.txts, read.scores, strict=True) if read.txts else ()
+        surest = sorted(lines, key=lambda line: -line[2])
+        return [FoundText(_box_of(corners / factor, picture), text) for corners, text, _ in surest]
+
+
+class DenseFlow:
+    """Dense optical flow by inverse search (Kroeger et al. 2016)."""
+
+    name = "DIS optical flow"
+
+    def flow(self, before: Picture, after: Picture) -> Float[np.ndarray, "height width 2"]:
+        """See `roles.FlowEstimator`."""
+        cv2 = load_cv2()
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, after)]
+        engine = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        return engine.calc(*grey, None)
+
+
+def load_cv2() -> Any:
+    """OpenCV.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise _missing("triplets from photographs need OpenCV") from error
+    return cv2
+
+
+def _missing(what: str) -> MissingExtra:
+    return MissingExtra(f"{what}: pip install 'step1x-edit[photos]'")
+
+
+def _otsu(plane: Float[np.ndarray, "rows columns"]) -> float:
+    """The threshold that parts the values into two groups of least spread (Otsu 1979)."""
+    cv2 = load_cv2()
+    level, _ = cv2.threshold((plane * 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)
+    return float(level) / 255
+
+
+def _share_on_box(mask: Mask, box: Box) -> float:
+    """Of a mask's outline, the share on those edges of the box that are not the picture's."""
+    top, left, bottom, right = box
+    within = np.zeros_like(mask)
+    within[
+        top + 2 * (top > 0) : bottom - 2 * (bottom < mask.shape[0]),
+        left + 2 * (left > 0) : right - 2 * (right < mask.shape[1]),
+    ] = True
+    return float((outline(mask) & ~within).sum() / max(int(outline(mask).sum()), 1))
+
+
+def _box_of(corners: Float[np.ndarray, "4 2"], picture: Picture) -> Box:
+    """The upright box around four (x, y) corners, inside the picture."""
+    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
+    height, width = picture.shape[:2]
+    return max(int(top), 0), max(int(left), 0), min(int(bottom), height), min(int(right), width)

@@ -1,0 +1,69 @@
+"""Whether a cut-out is a whole thing, well cut: half a subject is worse than none. For `edits`."""
+
+import numpy as np
+
+from step1x_edit.datagen.backgrounds import Picture
+from step1x_edit.datagen.photographs.classical import load_cv2
+from step1x_edit.datagen.photographs.masks import grown, largest_part, outline, shrunk
+from step1x_edit.datagen.photographs.roles import Mask, Unsuitable
+
+AREA_SHARE = (0.015, 0.5)
+"""Of the picture."""
+LEAST_IN_ONE_PART = 0.85
+"""Share of the cut-out that hangs together."""
+MOST_AT_THE_RIM = 0.12
+"""Share of its outline that lies on the picture's rim."""
+LEAST_SOLIDITY = 0.55
+"""Its area over that of its convex hull."""
+MOST_ALIKE = 0.45
+"""Overlap of the colours just inside and just outside, in [0, 1]."""
+BAND_PX = 8
+"""Width of the two bands whose colours are compared, at 256 px."""
+BINS = 8
+"""Of a colour histogram, for each channel."""
+
+
+def check_cut_out(picture: Picture, mask: Mask) -> None:
+    """Refuse a cut-out that is likely not one whole thing.
+
+    Raises:
+        Unsuitable: It is too small or large, in pieces, ragged, cut off by the picture's rim, or of
+            the colours of what is around it.
+    """
+    share = float(mask.mean())
+    if share < AREA_SHARE[0]:
+        raise Unsuitable("no subject that stands out")
+    if share > AREA_SHARE[1]:
+        raise Unsuitable("subject fills the picture")
+    if largest_part(mask).sum() < LEAST_IN_ONE_PART * mask.sum():
+        raise Unsuitable("cut-out in pieces")
+    edge = outline(mask)
+    rim = np.ones_like(mask)
+    rim[1:-1, 1:-1] = False
+    if (edge & rim).sum() > MOST_AT_THE_RIM * edge.sum():
+        raise Unsuitable("subject cut off by the rim")
+    if _solidity(mask) < LEAST_SOLIDITY:
+        raise Unsuitable("cut-out ragged")
+    if _overlap(picture, mask) > MOST_ALIKE:
+        raise Unsuitable("subject not set off from what is behind")
+
+
+def _solidity(mask: Mask) -> float:
+    cv2 = load_cv2()
+    points = cv2.findNonZero(mask.astype(np.uint8))
+    hull = np.zeros(mask.shape, np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(points), 1)
+    return float(mask.sum() / hull.sum())
+
+
+def _overlap(picture: Picture, mask: Mask) -> float:
+    """Histogram intersection of the two bands along the outline."""
+    band = max(2, round(BAND_PX * min(mask.shape) / 256))
+    inside = mask & ~shrunk(mask, band)
+    outside = grown(mask, band) & ~mask
+    codes = (picture // (256 // BINS)).astype(int) @ np.asarray([BINS * BINS, BINS, 1])
+    one, other = (
+        np.bincount(codes[where], minlength=BINS**3) / max(int(where.sum()), 1)
+        for where in (inside, outside)
+    )
+    return float(np.minimum(one, other).sum())
