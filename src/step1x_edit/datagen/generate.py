@@ -21,7 +21,7 @@ import numpy as np
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
-from step1x_edit.datagen.learned_styles import painter
+from step1x_edit.datagen.operators.learned_styles import painter
 from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_category
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import SUFFIXES, new_folder, remove_unfinished, write

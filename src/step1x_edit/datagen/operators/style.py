@@ -12,8 +12,8 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from step1x_edit.datagen.backgrounds import Pixels, noise
-from step1x_edit.datagen.learned_styles import in_learned_style
 from step1x_edit.datagen.operators.base import Context, Edit
+from step1x_edit.datagen.operators.learned_styles import in_learned_style
 from step1x_edit.datagen.operators.tone import LUMA
 from step1x_edit.datagen.scene import Scene, sample_scene
 

@@ -6,7 +6,7 @@ import pytest
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.config import DataConfig
 from step1x_edit.datagen.generate import generate, shard_paths
-from step1x_edit.datagen.learned_styles import PHRASING, STYLES, StylePainter, painter
+from step1x_edit.datagen.operators.learned_styles import PHRASING, STYLES, StylePainter, painter
 from step1x_edit.datagen.pipeline import make_triplet
 from step1x_edit.datagen.shards import read
 from step1x_edit.datagen.variety import Variety
