@@ -2,9 +2,11 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.training.config import AutoencoderRun, EditRun, ReadingRun, load
+from step1x_edit.training.trainer import ADAMW_SHARE, optimizers_of
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n"
@@ -65,3 +67,27 @@ def test_errors_are_one_line_that_names_the_file_and_the_setting(tmp_path, text,
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidRequest, match=r"absent\.yaml"):
         load(tmp_path / "absent.yaml")
+
+
+def test_the_reading_may_have_its_own_optimizers():
+    trained = nn.ModuleDict(
+        {
+            "transformer": nn.ModuleDict({"connector": nn.Linear(2, 2), "rest": nn.Linear(2, 2)}),
+            "text_encoder": nn.Linear(2, 2),
+        }
+    )
+    whole, scales = optimizers_of(trained, 1e-3, reading_share=1.0)
+    assert (len(whole), scales) == (2, (1.0, ADAMW_SHARE))
+    apart, scales = optimizers_of(trained, 1e-3, reading_share=0.1)
+    assert scales == pytest.approx((1.0, ADAMW_SHARE, 0.1, 0.1 * ADAMW_SHARE))
+    named = {id(parameter): name for name, parameter in trained.named_parameters()}
+    held = [
+        {named[id(p)].split(".")[-2] for group in o.param_groups for p in group["params"]}
+        for o in apart
+    ]
+    assert held == [
+        {"rest"},
+        {"rest"},
+        {"connector", "text_encoder"},
+        {"connector", "text_encoder"},
+    ]

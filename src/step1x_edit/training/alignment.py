@@ -18,7 +18,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import NAMED
-from step1x_edit.datagen.operators.tone import TONES
+from step1x_edit.datagen.operators.style import FLAT, STYLES
+from step1x_edit.datagen.operators.tone import ALL_TONES
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.scene import Scene, owners
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS
@@ -36,12 +37,12 @@ def numbered(names: Iterable[str]) -> dict[str | None, int]:
 OBJECT_LABELS = numbered(OBJECTS)
 COLOUR_LABELS = numbered(COLOURS)
 BACKGROUND_LABELS = numbered(NAMED)
-TONE_LABELS = numbered(TONES)
+TONE_LABELS = numbered((*ALL_TONES, *STYLES, FLAT))
 NUM_CLASSES = (
     len(OBJECT_LABELS), len(COLOUR_LABELS), len(BACKGROUND_LABELS), len(TONE_LABELS), 2,
 )  # fmt: skip
-"""Of a token's object, its colour, the background behind, the tone over all, and whether the edit
-changes it."""
+"""Of a token's object, its colour, the background behind, the tone or style over all, and whether the
+edit changes it."""
 LEAST_SHARE = 0.25
 """A token shows an object that owns this share of its pixels."""
 

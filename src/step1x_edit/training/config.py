@@ -92,6 +92,9 @@ class EditRun(Settings):
         description="also train the instruction encoder and the connector; the velocity's gradient "
         "at a high learning rate wears off what a reading run has taught them",
     )
+    reading_lr_share: float = Field(
+        default=1.0, gt=0, le=1, description="of `lr`, for the reading where it is trained"
+    )
     bf16: bool = True
 
 

@@ -46,6 +46,8 @@ the network."""
 
 NEWTON_SCHULZ_STEPS = 3
 """Of Muon; five, its default, cost a third of the training step at the mini's batch size."""
+READING = ("text_encoder.", "transformer.connector.")
+"""Beginnings of the names of the parameters that read the instruction."""
 ADAMW_SHARE = 0.3
 """Modulations and embeddings take a smaller learning rate than orthogonalised matrices bear."""
 
@@ -178,17 +180,39 @@ def build_optimizers(
     ]
 
 
+def optimizers_of(
+    trained: nn.ModuleDict, lr: float, reading_share: float
+) -> tuple[list[torch.optim.Optimizer], tuple[float, ...]]:
+    """A run's optimizers, and each one's part of the learning rate.
+
+    Args:
+        trained: All that is trained.
+        lr: The learning rate.
+        reading_share: Part of it for the reading (instruction encoder and connector), which has
+            optimizers of its own where that is not 1.
+    """
+    named = list(trained.named_parameters())
+    if reading_share == 1:
+        return build_optimizers(named, lr), (1.0, ADAMW_SHARE)
+    drawing = [pair for pair in named if not pair[0].startswith(READING)]
+    reading = [pair for pair in named if pair[0].startswith(READING)]
+    optimizers = [*build_optimizers(drawing, lr), *build_optimizers(reading, lr)]
+    return optimizers, (1.0, ADAMW_SHARE, reading_share, reading_share * ADAMW_SHARE)
+
+
 def train(config: EditRun) -> None:
     """Train, or go on training, and write the averaged weights to the run's ``model`` folder."""
     training = EditTraining(config)
+    share = config.reading_lr_share if config.train_reading else 1.0
+    optimizers, lr_scales = optimizers_of(training.trained, config.lr, share)
     run = TrainingRun(
         config.folder,
         training.trained,
-        build_optimizers(training.trained.named_parameters(), config.lr),
+        optimizers,
         config.lr,
         config.num_steps,
         decay_share=config.decay_share,
-        lr_scales=(1.0, ADAMW_SHARE),
+        lr_scales=lr_scales,
     )
     run.restore()
     logger.info("step %d of %d", run.step, run.num_steps)
