@@ -126,12 +126,17 @@ def photographs(
         read_labels,
     )
     from step1x_edit.datagen.photographs.run import Run, make_dataset
+    from step1x_edit.datagen.photographs.sources import sources_in
+    from step1x_edit.datagen.shards import new_folder
 
     chosen = PartsConfig() if config is None else read_yaml(config, PartsConfig)
     if config is not None:
         quieten()
     names = {} if labels is None else read_labels(labels)
     run = Run(folder, out, num, seed, parse_size(size), labels=names)
+    # Before models are loaded, which may take minutes.
+    sources_in(folder)
+    new_folder(out)
     with working(f"making {num} records in {out}", quiet=quiet, steps=True) as bar:
         report = make_dataset(run, build_parts(chosen), build_checks(chosen), bar)
     if not quiet:

@@ -6,9 +6,10 @@ on the number of workers. Called by the ``step1x data`` door.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 from step1x_edit.datagen.backgrounds import Picture
@@ -16,6 +17,16 @@ from step1x_edit.errors import MissingExtra
 
 READABLE_SIDE_PX = 480
 """Smaller pictures are enlarged before they are read: the reader knows letters of ten pixels up."""
+
+
+class TextLine(NamedTuple):
+    """What is written in one place."""
+
+    corners: Float[np.ndarray, "4 2"]
+    """(x, y) in pixels of the picture."""
+    text: str
+    score: float
+    """Confidence in [0, 1]."""
 
 
 class RapidOcr:
@@ -40,11 +51,18 @@ class RapidOcr:
 
     def read(self, picture: Picture) -> str:
         """All text, a line of the picture on each line."""
+        return "\n".join(line.text for line in self.lines(picture))
+
+    def lines(self, picture: Picture) -> list[TextLine]:
+        """The lines of text."""
         factor = max(1, round(READABLE_SIDE_PX / min(picture.shape[:2])))
         size = (picture.shape[1] * factor, picture.shape[0] * factor)
         large = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
         found = self._engine(np.asarray(large)[..., ::-1])  # it takes blue first
-        return "\n".join(found.txts or ())
+        if not found.txts:
+            return []
+        corners = np.asarray(found.boxes, np.float32) / factor
+        return [TextLine(*line) for line in zip(corners, found.txts, found.scores, strict=True)]
 
 
 class OpenNsfw:

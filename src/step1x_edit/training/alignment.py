@@ -41,8 +41,8 @@ TONE_LABELS = numbered((*ALL_TONES, *STYLES, FLAT))
 NUM_CLASSES = (
     len(OBJECT_LABELS), len(COLOUR_LABELS), len(BACKGROUND_LABELS), len(TONE_LABELS), 2,
 )  # fmt: skip
-"""Of a token's object, its colour, the background behind, the tone or style over all, and whether the
-edit changes it."""
+"""Of a token's object, its colour, the background, the tone or style over all, and whether the edit
+changes it."""
 LEAST_SHARE = 0.25
 """A token shows an object that owns this share of its pixels."""
 

@@ -8,8 +8,8 @@ from step1x_edit.datagen.atlas import ATLAS_DIR
 from step1x_edit.datagen.photographs.classical import (
     DenseFlow,
     GrabCut,
-    RapidOcr,
     SaliencyDetector,
+    TextLines,
     load_cv2,
 )
 from step1x_edit.datagen.photographs.clone_stamp import CloneStamp
@@ -36,7 +36,7 @@ def overlap(one, other):
 def test_the_parts_play_their_roles():
     for part, role in (
         (SaliencyDetector(), Detector), (GrabCut(), Segmenter), (CloneStamp(), Inpainter),
-        (RapidOcr(), TextFinder), (DenseFlow(), FlowEstimator),
+        (TextLines(), TextFinder), (DenseFlow(), FlowEstimator),
     ):  # fmt: skip
         assert isinstance(part, role)
 
@@ -110,12 +110,12 @@ def test_text_is_found_where_it_stands():
     picture = Image.new("RGB", (256, 128), (230, 220, 200))
     font = ImageFont.truetype(str(ATLAS_DIR / "fonts" / "zcool-kuaile-latin.woff2"), 40)
     ImageDraw.Draw(picture).text((60, 40), "MUSEUM", (20, 20, 30), font)
-    (found,) = RapidOcr().find(np.asarray(picture))
+    (found,) = TextLines().find(np.asarray(picture))
     assert found.text == "MUSEUM"
     top, left, bottom, right = found.box
     ink = bounds(np.asarray(picture).sum(-1) < 300)
     assert np.abs(np.subtract((top, left, bottom, right), ink)).max() <= 16
-    assert RapidOcr().find(np.full((64, 64, 3), 128, np.uint8)) == []
+    assert TextLines().find(np.full((64, 64, 3), 128, np.uint8)) == []
 
 
 def test_flow_follows_a_shift():
@@ -133,6 +133,6 @@ def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for load in (load_cv2, RapidOcr):
+    for load in (load_cv2, TextLines):
         with pytest.raises(MissingExtra, match=r"pip install 'step1x-edit\[photos\]'"):
             load()

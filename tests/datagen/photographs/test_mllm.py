@@ -53,7 +53,7 @@ def test_the_server_sees_both_pictures_and_the_key(triplet):
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "去掉猫", "a\nb c", "x" * 300, "caf\N{REPLACEMENT CHARACTER}"]
+    "answer", ["", "去掉猫", "a\nb c", "x" * 300, "take\N{REPLACEMENT CHARACTER}"]
 )
 def test_an_unusable_caption_is_refused(triplet, answer):
     with serving(lambda _: answer) as (url, _), pytest.raises(Unsuitable, match="caption"):

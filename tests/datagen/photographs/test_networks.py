@@ -122,8 +122,9 @@ def test_a_wrong_folder_is_named_in_one_line(part, tmp_path):
 
 
 def test_the_whole_path_with_a_model_in_every_role(models, tmp_path, monkeypatch, capsys):
-    # What random weights cut out is no whole thing.
-    monkeypatch.setattr(edits, "check_cut_out", lambda picture, mask: None)
+    # What random weights cut out is no whole thing, and what they paint is never gone.
+    for check in ("check_cut_out", "check_gone"):
+        monkeypatch.setattr(edits, check, lambda *_: None)
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for name in ("cat", "coffee"):

@@ -4,25 +4,38 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from step1x_edit.datagen.backgrounds import Picture
-from step1x_edit.datagen.photographs.masks import bounds, filled, largest_part, opened, outline
+from step1x_edit.datagen.onnx_parts import RapidOcr
+from step1x_edit.datagen.photographs.masks import (
+    bounds,
+    filled,
+    large_parts,
+    largest_part,
+    opened,
+    outline,
+)
 from step1x_edit.datagen.photographs.roles import Box, Found, FoundText, Mask, Unsuitable
 from step1x_edit.datagen.photographs.saliency import saliency
 from step1x_edit.errors import MissingExtra
 
 SUBJECT_AT = 0.9
 """Times Otsu's threshold: a little of what is undecided belongs to the subject."""
+LEAST_CONCENTRATION = 0.42
+"""Share of all saliency that the subject must have: below, there are several, or a pattern."""
 BOX_MARGIN = 0.03
 """By which a box is grown, of the picture's side."""
 SURELY = 0.75
 """Saliency from which grab-cut takes a place as the subject's."""
+SURROUNDINGS = 0.12
+"""Width of what grab-cut sees around a box, of the picture's shorter side."""
 GRAB_CUT_ROUNDS = 3
+SPLINTER = 0.02
+"""Share of the largest part: smaller parts are dropped."""
 MOST_ON_THE_BOX = 0.1
 """Share of a cut-out's outline that lies on its box: beyond, the thing goes on outside."""
-TEXT_SIDE_PX = 640
-"""Small pictures are enlarged to about this side before text is looked for."""
+SURELY_READ = 0.85
+"""Confidence of a line of text: patterns are read as words of less."""
 
 
 class SaliencyDetector:
@@ -37,6 +50,8 @@ class SaliencyDetector:
         if not subject.any():
             return []
         score = float(map_[subject].sum() / map_.sum())
+        if score < LEAST_CONCENTRATION:
+            return []
         edges = np.asarray(bounds(subject), np.float32) / len(map_)
         edges += np.asarray([-1, -1, 1, 1]) * BOX_MARGIN
         size = np.tile(picture.shape[:2], 2)
@@ -62,42 +77,35 @@ class GrabCut:
             [cv2.GC_FGD, cv2.GC_PR_FGD],
             cv2.GC_PR_BGD,
         )
+        # The surroundings are enough to know the background by, and cost less.
+        near = round(SURROUNDINGS * min(height, width))
+        window = np.s_[max(0, top - near) : bottom + near, max(0, left - near) : right + near]
+        blue_first = np.ascontiguousarray(picture[window][..., ::-1])
+        within = np.ascontiguousarray(mask[window])
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.setRNGSeed(0)  # its clusters begin at random
-        blue_first = np.ascontiguousarray(picture[..., ::-1])
         try:
-            cv2.grabCut(blue_first, mask, None, *models, GRAB_CUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(blue_first, within, None, *models, GRAB_CUT_ROUNDS, cv2.GC_INIT_WITH_MASK)
         except cv2.error as error:  # nothing is outside, or nothing inside
             raise Unsuitable("no subject that stands out") from error
+        mask[window] = within
         found = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
-        whole = opened(found, max(1, round(min(height, width) / 128)))
-        thing = filled(largest_part(whole))
+        thing = filled(large_parts(opened(found, 1), SPLINTER))
         if _share_on_box(thing, box) > MOST_ON_THE_BOX:
             raise Unsuitable("cut-out runs out of its box")
         return thing
 
 
-class RapidOcr:
-    """Finds Latin and Chinese text (PaddleOCR's models on ONNX Runtime)."""
+class TextLines(RapidOcr):
+    """Finds Latin and Chinese text, line by line."""
 
     name = "RapidOCR"
 
-    def __init__(self) -> None:
-        try:
-            from rapidocr import RapidOCR  # pyright: ignore[reportMissingImports] - of the photos extra
-        except ImportError as error:
-            raise _missing("text in photographs needs RapidOCR") from error
-        self._engine: Any = RapidOCR(params={"Global.log_level": "error"})
-
     def find(self, picture: Picture) -> list[FoundText]:
         """See `roles.TextFinder`."""
-        factor = max(1, round(TEXT_SIDE_PX / max(picture.shape[:2])))
-        size = (picture.shape[1] * factor, picture.shape[0] * factor)
-        large = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
-        read = self._engine(np.asarray(large)[..., ::-1])
-        lines = zip(read.boxes, read.txts, read.scores, strict=True) if read.txts else ()
-        surest = sorted(lines, key=lambda line: -line[2])
-        return [FoundText(_box_of(corners / factor, picture), text) for corners, text, _ in surest]
+        read = [line for line in self.lines(picture) if line.score >= SURELY_READ]
+        read.sort(key=lambda line: -line.score)
+        return [FoundText(_box_of(line.corners, picture), line.text) for line in read]
 
 
 class DenseFlow:

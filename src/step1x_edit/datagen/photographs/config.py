@@ -113,7 +113,7 @@ def build_parts(config: PartsConfig) -> Parts:
         detector=classical.SaliencyDetector(),
         segmenter=classical.GrabCut(),
         inpainter=CloneStamp(),
-        text_finder=classical.RapidOcr(),
+        text_finder=classical.TextLines(),
         flow=classical.DenseFlow(),
         captioner=None if config.captioner is None else MllmCaptioner(_chat(config.captioner)),
     )

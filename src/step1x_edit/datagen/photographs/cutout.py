@@ -5,7 +5,7 @@ import numpy as np
 from step1x_edit.datagen.backgrounds import Picture
 from step1x_edit.datagen.photographs.classical import load_cv2
 from step1x_edit.datagen.photographs.masks import grown, largest_part, outline, shrunk
-from step1x_edit.datagen.photographs.roles import Mask, Unsuitable
+from step1x_edit.datagen.photographs.roles import Box, Detector, Mask, Unsuitable
 
 AREA_SHARE = (0.015, 0.5)
 """Of the picture."""
@@ -17,6 +17,8 @@ LEAST_SOLIDITY = 0.55
 """Its area over that of its convex hull."""
 MOST_ALIKE = 0.45
 """Overlap of the colours just inside and just outside, in [0, 1]."""
+MOST_SHARED = 0.4
+"""Of what stands out once the subject is gone: how much may lie where it was."""
 BAND_PX = 8
 """Width of the two bands whose colours are compared, at 256 px."""
 BINS = 8
@@ -46,6 +48,26 @@ def check_cut_out(picture: Picture, mask: Mask) -> None:
         raise Unsuitable("cut-out ragged")
     if _overlap(picture, mask) > MOST_ALIKE:
         raise Unsuitable("subject not set off from what is behind")
+
+
+def check_gone(detector: Detector, filled: Picture, box: Box) -> None:
+    """Refuse a filled hole where something still stands out.
+
+    Args:
+        detector: The part that found the subject.
+        filled: The photograph without it.
+        box: Where it was.
+
+    Raises:
+        Unsuitable: The surest thing lies there again.
+    """
+    for found in detector.find(filled)[:1]:
+        top, left = np.maximum(found.box[:2], box[:2])
+        bottom, right = np.minimum(found.box[2:], box[2:])
+        shared = max(bottom - top, 0) * max(right - left, 0)
+        area = (found.box[2] - found.box[0]) * (found.box[3] - found.box[1])
+        if shared > MOST_SHARED * area:
+            raise Unsuitable("remains of the subject, or a patch that shows")
 
 
 def _solidity(mask: Mask) -> float:

@@ -19,19 +19,21 @@ from step1x_edit.datagen.materials import MATERIALS, made_of
 from step1x_edit.datagen.operators.style import STYLES
 from step1x_edit.datagen.operators.text import CHINESE, LATIN
 from step1x_edit.datagen.operators.tone import TONES
-from step1x_edit.datagen.photographs.cutout import check_cut_out
+from step1x_edit.datagen.photographs.cutout import check_cut_out, check_gone
 from step1x_edit.datagen.photographs.masks import bounds, grown, shrunk
 from step1x_edit.datagen.photographs.roles import Found, Mask, Parts, Unsuitable
 from step1x_edit.datagen.records import UNDESCRIBED
 from step1x_edit.datagen.scene import PlacedObject, Scene, article, tint
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
 
-HOLE_MARGIN = 0.025
+HOLE_MARGIN = 0.03
 """By which a cut-out is grown before it is filled, of the shorter side: its soft rim goes too."""
 FEATHER = 0.004
 """Softness of a cut-out's rim, of the shorter side."""
 GROWTH = 1.4
 SHRINKAGE = 0.65
+LEAST_RECOLOURED = 0.35
+"""Difference in one channel between the subject's mean colour and the one asked for."""
 LEAST_TEXT_PX = 8
 """Height of a line of text that is worth an edit."""
 FORMULA = "formula"
@@ -102,12 +104,11 @@ class Shot:
         return np.concatenate([self.pixels, self.opacity], -1)[top:bottom, left:right]
 
     def behind(self) -> Pixels:
-        """The photograph without its subject."""
+        """The photograph without its subject; `Unsuitable` is raised where it still shows."""
         reach = max(2, round(HOLE_MARGIN * min(self.picture.shape[:2])))
-        return (
-            self.parts.inpainter.fill(self.picture, grown(self.subject, reach)).astype(np.float32)
-            / 255
-        )
+        filled = self.parts.inpainter.fill(self.picture, grown(self.subject, reach))
+        check_gone(self.parts.detector, filled, self.found.box)
+        return filled.astype(np.float32) / 255
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,10 @@ def addition(shot: Shot) -> Draft:
 
 def colour(shot: Shot) -> Draft:
     """The subject takes another colour."""
-    name = str(shot.rng.choice(list(COLOURS)))
+    shot.about()
+    now = shot.pixels[shot.subject].mean(0)
+    others = [n for n, c in COLOURS.items() if np.abs(now - c.rgb).max() > LEAST_RECOLOURED]
+    name = str(shot.rng.choice(others))
     words = shot.about({"colour": name}, {"colour": COLOURS[name].zh})
     noun = words["en"]["object"]
     target, made_by = _repainted(
@@ -244,7 +248,7 @@ def text(shot: Shot) -> Draft:
     lines = [
         line
         for line in finder.find(shot.picture)
-        if line.box[2] - line.box[0] >= LEAST_TEXT_PX and len(line.text) > 1
+        if line.box[2] - line.box[0] >= LEAST_TEXT_PX and len(line.text) > 2
     ]
     if not lines:
         raise Unsuitable("no text")
@@ -297,7 +301,7 @@ def _replaced_by_drawing(shot: Shot, name: str, words: Words) -> Draft:
     """A drawing of the atlas, as large as the subject was."""
     top, left, bottom, right = bounds(shot.subject)
     height, width = shot.picture.shape[:2]
-    sprite = shot.atlas.sprite(name, max(bottom - top, right - left))
+    sprite = shot.atlas.sprite(name, round(np.sqrt((bottom - top) * (right - left))))
     rows, columns = sprite.shape[:2]
     row = int(np.clip(bottom - rows, 0, max(height - rows, 0)))
     column = int(np.clip((left + right - columns) // 2, 0, max(width - columns, 0)))

@@ -37,9 +37,9 @@ def motion_of_pair(shot: Shot, later: Picture) -> Draft:
     """
     flow = shot.parts.flow
     assert flow is not None  # the caller looks
-    gone, come, shift_px = moved(shot.picture, later, flow)
     if shot.label is None:
         raise Unsuitable("subject has no name")
+    gone, come, shift_px = moved(shot.picture, later, flow)
     width = shot.picture.shape[1]
     _, left, _, right = bounds(gone)
     middle = (left + right) / 2 / width

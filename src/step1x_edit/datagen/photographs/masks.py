@@ -34,6 +34,14 @@ def outline(mask: Region) -> Region:
     return mask & np.logical_not(ndimage.binary_erosion(mask, border_value=0))
 
 
+def large_parts(mask: Region, least_share: float) -> Region:
+    """The connected parts of a mask that have at least so much of the largest one's pixels."""
+    labels = np.asarray(ndimage.label(mask)[0], np.intp)  # pyright: ignore[reportIndexIssue] - a pair
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return (sizes >= max(1, least_share * sizes.max()))[labels]
+
+
 def largest_part(mask: Region, weights: Float[np.ndarray, "rows columns"] | None = None) -> Region:
     """The connected part of a mask that is largest, or weighs most."""
     labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues] - a pair
