@@ -5,6 +5,7 @@ wants); `sample` draws from an unbounded set for the source pictures. Called by 
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -228,8 +229,15 @@ NAMED: dict[str, NamedBackground] = {
 
 def named(name: str, atlas: Atlas, width: int, height: int) -> Background:
     """The background of `NAMED` that an instruction asks for."""
-    entry = NAMED[name]
-    return Background(entry.draw(atlas, width, height), name, entry.source)
+    return Background(_named_pixels(name, atlas, width, height), name, NAMED[name].source)
+
+
+@lru_cache(maxsize=32)
+def _named_pixels(name: str, atlas: Atlas, width: int, height: int) -> Pixels:
+    """Always the same, so drawn once and not to be written to."""
+    pixels = NAMED[name].draw(atlas, width, height)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def sample(rng: np.random.Generator, atlas: Atlas, width: int, height: int) -> Background:

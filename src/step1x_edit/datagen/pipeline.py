@@ -6,6 +6,7 @@ A triplet is a pure function of (seed, category, size), so any number of workers
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Bool, Int16
 
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.backgrounds import Pixels
@@ -62,9 +63,10 @@ def make_triplet(
         source, target = render(edit.before, atlas), render(edit.after, atlas)
         source = _to_bytes(edit.spoil(source) if edit.spoil else source)
         target = _to_bytes(edit.finish(target) if edit.finish else target)
-        mask = (source != target).any(-1)
+        difference = target.astype(np.int16) - source
+        mask = difference.any(-1)
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
-        seen = mask.mean() >= MIN_CHANGED_SHARE and _change(source, target, mask) >= MIN_CHANGE
+        seen = mask.mean() >= MIN_CHANGED_SHARE and _change(difference, mask) >= MIN_CHANGE
         if seen or edit.unchanged:
             break
     captions = captions_of(edit.after) if edit.is_local else {}
@@ -121,9 +123,12 @@ def sample_category(rng: np.random.Generator, shares: Mapping[str, float]) -> st
     return str(rng.choice(list(shares), p=weights / weights.sum()))
 
 
-def _change(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> float:
-    difference = after[mask].astype(np.float32) - before[mask]
-    return float(np.sqrt(np.square(difference).mean()))
+def _change(
+    difference: Int16[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> float:
+    """Root mean square of the change where there is one; it is nowhere else."""
+    flat = difference.ravel().astype(np.float32)
+    return float(np.sqrt(np.dot(flat, flat) / (3 * np.count_nonzero(mask))))
 
 
 def _to_bytes(picture: Pixels) -> np.ndarray:
