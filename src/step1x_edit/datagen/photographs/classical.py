@@ -21,8 +21,8 @@ from step1x_edit.errors import MissingExtra
 
 SUBJECT_AT = 0.9
 """Times Otsu's threshold: a little of what is undecided belongs to the subject."""
-LEAST_CONCENTRATION = 0.42
-"""Share of all saliency that the subject must have: below, there are several, or a pattern."""
+LEAST_CONCENTRATION = 0.7
+"""Share of what stands out that the subject must have: below, there are several, or a pattern."""
 BOX_MARGIN = 0.03
 """By which a box is grown, of the picture's side."""
 SURELY = 0.75
@@ -46,10 +46,9 @@ class SaliencyDetector:
     def find(self, picture: Picture) -> list[Found]:
         """See `roles.Detector`; at most one."""
         map_ = saliency(picture)
-        subject = largest_part(map_ > SUBJECT_AT * _otsu(map_), weights=map_)
-        if not subject.any():
-            return []
-        score = float(map_[subject].sum() / map_.sum())
+        salient = map_ > SUBJECT_AT * _otsu(map_)
+        subject = largest_part(salient, weights=map_)
+        score = float(map_[subject].sum() / max(map_[salient].sum(), 1e-6))
         if score < LEAST_CONCENTRATION:
             return []
         edges = np.asarray(bounds(subject), np.float32) / len(map_)

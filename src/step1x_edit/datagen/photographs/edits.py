@@ -26,8 +26,9 @@ from step1x_edit.datagen.records import UNDESCRIBED
 from step1x_edit.datagen.scene import PlacedObject, Scene, article, tint
 from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
 
-HOLE_MARGIN = 0.03
-"""By which a cut-out is grown before it is filled, of the shorter side: its soft rim goes too."""
+HOLE_MARGINS = (0.03, 0.06, 0.1)
+"""By which a cut-out is grown before it is filled, of the shorter side: its soft rim goes too, and
+what was forgotten of it. The first one that the inpainter takes is used."""
 FEATHER = 0.004
 """Softness of a cut-out's rim, of the shorter side."""
 GROWTH = 1.4
@@ -105,10 +106,17 @@ class Shot:
 
     def behind(self) -> Pixels:
         """The photograph without its subject; `Unsuitable` is raised where it still shows."""
-        reach = max(2, round(HOLE_MARGIN * min(self.picture.shape[:2])))
-        filled = self.parts.inpainter.fill(self.picture, grown(self.subject, reach))
-        check_gone(self.parts.detector, filled, self.found.box)
-        return filled.astype(np.float32) / 255
+        refusal = Unsuitable("nothing to fill the hole with")
+        for margin in HOLE_MARGINS:
+            hole = grown(self.subject, max(2, round(margin * min(self.picture.shape[:2]))))
+            try:
+                filled = self.parts.inpainter.fill(self.picture, hole)
+                check_gone(self.parts.detector, filled, self.found.box)
+            except Unsuitable as reason:
+                refusal = reason
+            else:
+                return filled.astype(np.float32) / 255
+        raise refusal
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from step1x_edit.errors import InvalidRequest
 MOST_ENLARGED = 1.5
 LEAST_CROP = 0.75
 """Of the largest crop of the wanted shape."""
-MOST_FAILURES = 2
+MOST_FAILURES = 4
 """In a row: a photograph is then not tried again for that category."""
 
 Labels = Mapping[str, tuple[str, str]]
