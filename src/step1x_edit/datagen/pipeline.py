@@ -64,7 +64,7 @@ def make_triplet(
         source = _to_bytes(edit.spoil(source) if edit.spoil else source)
         target = _to_bytes(edit.finish(target) if edit.finish else target)
         difference = target.astype(np.int16) - source
-        mask = difference.any(-1)
+        mask = (source != target).any(-1)
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
         seen = mask.mean() >= MIN_CHANGED_SHARE and _change(difference, mask) >= MIN_CHANGE
         if seen or edit.unchanged:
