@@ -37,9 +37,10 @@ def outline(mask: Region) -> Region:
 def large_parts(mask: Region, least_share: float) -> Region:
     """The connected parts of a mask that have at least so much of the largest one's pixels."""
     labels, count = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues] - a pair
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    numbers = np.asarray(labels, np.intp)
+    sizes = np.bincount(numbers.ravel(), minlength=count + 1)
     sizes[0] = 0
-    return (sizes >= max(1, least_share * sizes.max()))[labels]
+    return (sizes >= max(1, least_share * sizes.max()))[numbers]
 
 
 def largest_part(mask: Region, weights: Float[np.ndarray, "rows columns"] | None = None) -> Region:
