@@ -8,6 +8,7 @@ import pytest
 from step1x_edit.benchmark import minibench
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import make_triplet
+from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.editor import Editor
 
 
@@ -17,7 +18,9 @@ def editor_that_answers(pick):
 
     def pipeline(image, prompt, generator, **_):
         triplets = [
-            make_triplet(minibench.FIRST_SEED + g.initial_seed(), pipeline.category, atlas)
+            make_triplet(
+                minibench.FIRST_SEED + g.initial_seed(), pipeline.category, atlas, variety=PLAIN
+            )
             for g in generator
         ]
         assert [np.asarray(picture).tolist() for picture in image] == [

@@ -87,7 +87,7 @@ def test_what_was_not_made_is_counted_by_its_reason(made):
     counts = json.loads((out / "drops.json").read_text())
     assert counts["kept"] == 24
     assert counts["dropped"] == dict(report.drops.dropped)
-    assert "no subject that stands out" in " ".join(counts["dropped"])
+    assert "no name" in " ".join(counts["dropped"])
     assert list(counts["unreadable"]) == ["broken.jpg"]
     assert any("broken.jpg" in line for line in report.lines())
     manifest = json.loads((out / "dataset.json").read_text())["photographs"]
