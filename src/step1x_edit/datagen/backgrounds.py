@@ -236,7 +236,7 @@ def named(name: str, atlas: Atlas, width: int, height: int) -> Background:
 def _named_pixels(name: str, atlas: Atlas, width: int, height: int) -> Pixels:
     """Always the same, so drawn once and not to be written to."""
     pixels = NAMED[name].draw(atlas, width, height)
-    pixels.flags.writeable = False
+    pixels.setflags(write=False)
     return pixels
 
 
