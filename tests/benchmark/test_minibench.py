@@ -61,3 +61,13 @@ def test_the_table_has_a_row_for_each_category():
     editor.pipeline.category = "removal"
     table = minibench.markdown(minibench.run(editor, 1, ["removal"]))
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["removal"]
+
+
+def test_an_edit_of_the_whole_picture_has_no_outside():
+    editor = editor_that_answers(lambda t: t.target)
+    editor.pipeline.category = "tone"
+    (score,) = minibench.run(editor, 3, ["tone"])
+    assert score.gain == pytest.approx(1)
+    assert np.isnan([score.psnr_outside, score.psnr_outside_vae, score.kept]).all()
+    row = minibench.markdown([score]).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[6:-1]] == ["–"] * 4

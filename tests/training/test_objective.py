@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from step1x_edit.training.objective import add_noise, sample_times, velocity_loss
+from step1x_edit.training.objective import add_noise, sample_times, token_weights, velocity_loss
 
 
 def test_times_are_logit_normal_and_shifted():
@@ -60,3 +60,17 @@ def test_weights_are_relative():
     first_only[:, 0] = 3
     expected = velocity_loss(predicted[:, :1], clean[:, :1], noise[:, :1])
     torch.testing.assert_close(velocity_loss(predicted, clean, noise, first_only), expected)
+
+
+def test_every_sample_counts_alike():
+    clean, noise, predicted = torch.randn(3, 2, 5, 4)
+    weight = torch.ones(2, 5)
+    weight[1] = 9
+    torch.testing.assert_close(
+        velocity_loss(predicted, clean, noise, weight), velocity_loss(predicted, clean, noise)
+    )
+
+
+def test_outlines_weigh_more_than_what_they_enclose():
+    changed = torch.tensor([[0.0, 0.25, 1.0]])
+    torch.testing.assert_close(token_weights(changed, 2.0, 4.0), torch.tensor([[1.0, 5.5, 3.0]]))

@@ -81,6 +81,9 @@ class EditRun(Settings):
     changed_weight: float = Field(
         default=3.0, ge=0, description="extra loss weight of tokens that the edit changes"
     )
+    outline_weight: float = Field(
+        default=0.0, ge=0, description="extra loss weight of tokens that the edit changes in part"
+    )
     scene_weight: float = Field(
         default=1.0, ge=0, description="weight of the scene labels' loss; see alignment"
     )

@@ -49,7 +49,24 @@ def velocity_loss(
         predicted: The transformer's answer at the target tokens.
         clean: Target tokens.
         noise: The noise that was mixed in.
-        weight: Weight of each token; None weighs them alike. The weights' mean is divided out.
+        weight: Weight of each token beside the others of its sample; None weighs them alike.
     """
     error = (predicted.float() - (noise - clean)).square().mean(-1)  # (B, N)
-    return error.mean() if weight is None else (error * weight).sum() / weight.sum()
+    if weight is not None:
+        error = error * (weight / weight.mean(-1, keepdim=True))
+    return error.mean()
+
+
+def token_weights(
+    changed: Float[Tensor, "batch tokens"], changed_weight: float, outline_weight: float
+) -> Float[Tensor, "batch tokens"]:
+    """How much each token's error counts: 1, and more where the edit changes something.
+
+    Args:
+        changed: Changed share of each token's pixels, 0 to 1.
+        changed_weight: Added to a token that changes altogether, in proportion to one in part.
+        outline_weight: Added to every token that changes in part. Such a token holds new and old
+            pixels; it is learnt last and is most of what is wrong outside the change.
+    """
+    partly = (changed > 0) & (changed < 1)
+    return 1 + changed_weight * changed + outline_weight * partly

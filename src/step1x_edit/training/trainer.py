@@ -26,7 +26,12 @@ from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
 from step1x_edit.training.loop import TrainingRun, run_loop
 from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
-from step1x_edit.training.objective import add_noise, sample_times, velocity_loss
+from step1x_edit.training.objective import (
+    add_noise,
+    sample_times,
+    token_weights,
+    velocity_loss,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +119,9 @@ class EditTraining:
                 return_dict=False,
             )[0][:, : target.shape[1]]
             scene_loss = self.scene_head.loss(batch.labels, batch.cells, grid)
-        weight = 1 + self.config.changed_weight * batch.changed
+        weight = token_weights(
+            batch.changed, self.config.changed_weight, self.config.outline_weight
+        )
         loss = velocity_loss(predicted, target, noise, weight)
         return loss + self.config.scene_weight * scene_loss, len(target)
 
