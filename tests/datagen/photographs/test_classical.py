@@ -13,7 +13,7 @@ from step1x_edit.datagen.photographs.classical import (
     load_cv2,
 )
 from step1x_edit.datagen.photographs.clone_stamp import CloneStamp
-from step1x_edit.datagen.photographs.cutout import check_cut_out
+from step1x_edit.datagen.photographs.cutout import check_cut_out, check_steady
 from step1x_edit.datagen.photographs.masks import bounds, grown
 from step1x_edit.datagen.photographs.roles import (
     Detector,
@@ -136,3 +136,20 @@ def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch):
     for load in (load_cv2, TextLines):
         with pytest.raises(MissingExtra, match=r"pip install 'step1x-edit\[photos\]'"):
             load()
+
+
+def test_a_cut_out_must_not_hang_on_the_crop():
+    picture, mask = with_disc()
+    size = mask.shape[0]
+
+    def whole(crop):
+        margin = (size - len(crop)) // 2
+        return mask[margin : size - margin, margin : size - margin]
+
+    check_steady(picture, mask, whole)
+
+    def upper_half(crop):
+        return whole(crop) & (np.arange(len(crop)) < len(crop) / 2)[:, None]
+
+    with pytest.raises(Unsuitable, match="smaller crop"):
+        check_steady(picture, mask, upper_half)

@@ -13,7 +13,12 @@ from step1x_edit.datagen.official_metadata import export
 from step1x_edit.datagen.photographs.config import PartsConfig, build_parts
 from step1x_edit.datagen.photographs.edits import EDITS
 from step1x_edit.datagen.photographs.roles import Parts, Unsuitable
-from step1x_edit.datagen.photographs.run import Run, edit_photograph, make_dataset
+from step1x_edit.datagen.photographs.run import (
+    MOST_RECORDS,
+    Run,
+    edit_photograph,
+    make_dataset,
+)
 from step1x_edit.datagen.photographs.sources import Moment, Pair, Still, sources_in
 from step1x_edit.datagen.refine import refine
 from step1x_edit.datagen.scene import captions_of
@@ -100,6 +105,13 @@ def test_the_same_run_makes_the_same_bytes(made, folder, parts, tmp_path):
     run = Run(folder, out, 10, size=SIZE, labels=labels, shard_size=10)
     make_dataset(run, parts, default_checks())
     assert shard_paths(out)[0].read_bytes() == shard_paths(made[0])[0].read_bytes()
+
+
+def test_one_photograph_is_not_said_over_and_over(folder, parts, tmp_path):
+    save(with_disc(128)[0], tmp_path / "one" / "ball.png")
+    run = Run(tmp_path / "one", tmp_path / "set", 20, size=SIZE, categories=("tone", "style"))
+    report = make_dataset(run, parts, default_checks())
+    assert report.categories == {"tone": MOST_RECORDS, "style": MOST_RECORDS}
 
 
 def test_every_reader_of_datasets_takes_them(made, tmp_path, atlas):

@@ -1,5 +1,7 @@
 """Whether a cut-out is a whole thing, well cut: half a subject is worse than none. For `edits`."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from step1x_edit.datagen.backgrounds import Picture
@@ -19,6 +21,10 @@ MOST_ALIKE = 0.45
 """Overlap of the colours just inside and just outside, in [0, 1]."""
 MOST_SHARED = 0.4
 """Of what stands out once the subject is gone: how much may lie where it was."""
+STEADY_MARGINS = (0.04, 0.08)
+"""By which a photograph is cropped on all sides, of its shorter one."""
+LEAST_STEADY = 0.7
+"""Intersection over union of the cut-outs of the photograph and of its crop."""
 BAND_PX = 8
 """Width of the two bands whose colours are compared, at 256 px."""
 BINS = 8
@@ -48,6 +54,25 @@ def check_cut_out(picture: Picture, mask: Mask) -> None:
         raise Unsuitable("cut-out ragged")
     if _overlap(picture, mask) > MOST_ALIKE:
         raise Unsuitable("subject not set off from what is behind")
+
+
+def check_steady(picture: Picture, mask: Mask, cut: Callable[[Picture], Mask]) -> None:
+    """Refuse a cut-out that hangs on how the photograph is cropped: then it is a part of something.
+
+    Args:
+        picture: The photograph.
+        mask: Its cut-out.
+        cut: Makes the cut-out of a picture.
+
+    Raises:
+        Unsuitable: In a slightly smaller crop it is another one, or none.
+    """
+    for share in STEADY_MARGINS:
+        margin = round(share * min(mask.shape))
+        inner = np.s_[margin:-margin, margin:-margin]
+        again, before = cut(np.ascontiguousarray(picture[inner])), mask[inner]
+        if (again & before).sum() < LEAST_STEADY * (again | before).sum():
+            raise Unsuitable("cut-out not the same in a smaller crop")
 
 
 def check_gone(detector: Detector, filled: Picture, box: Box) -> None:

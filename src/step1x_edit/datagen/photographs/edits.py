@@ -19,7 +19,7 @@ from step1x_edit.datagen.materials import MATERIALS, made_of
 from step1x_edit.datagen.operators.style import STYLES
 from step1x_edit.datagen.operators.text import CHINESE, LATIN
 from step1x_edit.datagen.operators.tone import TONES
-from step1x_edit.datagen.photographs.cutout import check_cut_out, check_gone
+from step1x_edit.datagen.photographs.cutout import check_cut_out, check_gone, check_steady
 from step1x_edit.datagen.photographs.masks import bounds, grown, shrunk
 from step1x_edit.datagen.photographs.roles import Found, Mask, Parts, Unsuitable
 from step1x_edit.datagen.records import UNDESCRIBED
@@ -65,19 +65,32 @@ class Shot:
     @cached_property
     def found(self) -> Found:
         """The surest thing; `Unsuitable` is raised where there is none."""
-        things = self.parts.detector.find(self.picture)
-        if not things:
-            raise Unsuitable("no subject that stands out")
-        if things[0].en is None and self.label is not None:
-            return replace(things[0], en=self.label[0], zh=self.label[1])
-        return things[0]
+        if self._thing.en is None and self.label is not None:
+            return replace(self._thing, en=self.label[0], zh=self.label[1])
+        return self._thing
 
     @cached_property
     def subject(self) -> Mask:
         """The pixels of `found`; `Unsuitable` is raised where they are not one whole thing."""
-        mask = self.parts.segmenter.cut(self.picture, self.found.box)
+        mask = self.parts.segmenter.cut(self.picture, self._thing.box)
         check_cut_out(self.picture, mask)
+        if self._thing.en is None:  # what only stands out may be a part of what it is called
+            check_steady(self.picture, mask, self._cut)
         return mask
+
+    @cached_property
+    def _thing(self) -> Found:
+        """As the detector calls it, if it can."""
+        return self._surest(self.picture)
+
+    def _surest(self, picture: Picture) -> Found:
+        things = self.parts.detector.find(picture)
+        if not things:
+            raise Unsuitable("no subject that stands out")
+        return things[0]
+
+    def _cut(self, picture: Picture) -> Mask:
+        return self.parts.segmenter.cut(picture, self._surest(picture).box)
 
     @property
     def cutters(self) -> tuple[str, ...]:

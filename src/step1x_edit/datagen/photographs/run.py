@@ -36,6 +36,8 @@ LEAST_CROP = 0.75
 """Of the largest crop of the wanted shape."""
 MOST_FAILURES = 4
 """In a row: a photograph is then not tried again for that category."""
+MOST_RECORDS = 4
+"""Of one photograph in one category: more would say the same of the same thing."""
 
 Labels = Mapping[str, tuple[str, str]]
 """File name → what the photograph's subject is called in English and Chinese."""
@@ -152,7 +154,8 @@ def _kept(
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Triplet]:  # fmt: skip
     """The records that are kept; the category with the fewest is next."""
-    atlas, tries, failures = Atlas(), 0, Counter[tuple[str, Source]]()
+    atlas, tries = Atlas(), 0
+    failures, made = Counter[tuple[str, Source]](), Counter[tuple[str, Source]]()
     # Each category begins at another photograph, or all would be made of the first ones.
     offsets = np.linspace(0, len(sources), len(run.categories), endpoint=False).astype(int)
     waiting = {
@@ -177,13 +180,14 @@ def _kept(
             triplet = None
         if triplet is not None and any(keep([triplet], checks, report.drops)):
             failures[category, source] = 0
+            made[category, source] += 1
             report.categories[category] += 1
             if on_progress is not None:
                 on_progress(report.drops.kept, run.num)
             yield triplet
         else:
             failures[category, source] += 1
-        if failures[category, source] < MOST_FAILURES:
+        if failures[category, source] < MOST_FAILURES and made[category, source] < MOST_RECORDS:
             waiting[category].append(source)
 
 
