@@ -169,8 +169,8 @@ class LoraChoice(BaseModel):
         if weight is None:
             return cls(file=Path(text), weight=1.0)
         if not abs(weight) <= MAX_LORA_WEIGHT:
-            limit = f"{-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"
-            raise ValueError(f"{text} has the weight {weight:g}, the limit is {limit}")
+            limit = f"the limit is {-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"
+            raise ValueError(f"{text} has the weight {weight:g}, {limit}: choose another")
         return cls(file=Path(name), weight=weight)
 
 

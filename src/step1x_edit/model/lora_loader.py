@@ -64,7 +64,10 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
             tensors[f"{name}.lora_A.weight"] = update.down.to(dtype)
             tensors[f"{name}.lora_B.weight"] = update.up.to(dtype)
         self._restore_weights()
-        trainable = {name: part.requires_grad for name, part in transformer.named_parameters()}
+        trainable = {
+            name.replace(".base_layer.", "."): parameter.requires_grad
+            for name, parameter in transformer.named_parameters()
+        }
         transformer.load_lora_adapter(
             tensors,
             prefix=None,
@@ -74,12 +77,12 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
             _pipeline=self,
         )
         for name, parameter in transformer.named_parameters():
-            # PEFT freezes the base and readies the LoRA for training; here nothing is trained.
+            # PEFT freezes the base and makes the LoRA trainable; this loader only runs it.
             parameter.requires_grad_(trainable.get(name.replace(".base_layer.", "."), False))
 
-    def set_adapters(
+    def set_adapters(  # pyright: ignore[reportIncompatibleMethodOverride] - one component, so no dict
         self, adapter_names: list[str] | str, adapter_weights: float | list[float] | None = None
-    ) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - one component, so no dict
+    ) -> None:
         """Choose the active LoRAs and their weights; fused ones are unfused first.
 
         Args:
@@ -104,13 +107,13 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
         self._restore_weights()
         super().unload_lora_weights()
 
-    def fuse_lora(
+    def fuse_lora(  # pyright: ignore[reportIncompatibleMethodOverride] - without deprecated arguments
         self,
         components: Sequence[str] = ("transformer",),
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - without deprecated arguments
+    ) -> None:
         """Add the active LoRAs into the weights, which saves their share of every step.
 
         The original weights are kept in main memory until `unfuse_lora`.
