@@ -84,7 +84,7 @@ def test_every_step1x_command_and_option_is_in_the_help(words):
         if not re.fullmatch(r"[a-z]+", word) or len(names) == 2:
             break
         names.append(word)
-    names = names[:2] if names[:1] in (["models"], ["bench"]) else names[:1]
+    names = names[:2] if names[:1] in (["models"], ["bench"], ["lora"]) else names[:1]
     done = run(str(BIN / "step1x"), *names, "--help", env={"COLUMNS": "200", "TERM": "dumb"})
     assert done.returncode == 0, done.stderr
     for option in [word for word in words if word.startswith("-")]:
@@ -96,8 +96,11 @@ def test_every_step1x_command_and_option_is_in_the_help(words):
 @pytest.mark.parametrize(
     "words",
     [
-        words for words in STEP1X if words[1] not in ("batch", "bench")
-    ],  # both have tests of their own
+        words
+        for words in STEP1X
+        # These have tests of their own.
+        if words[1] not in ("batch", "bench", "lora") and "--lora" not in words
+    ],
     ids=lambda words: " ".join(words[1:]),
 )
 def test_every_step1x_command_runs(words, workspace):

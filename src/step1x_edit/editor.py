@@ -7,7 +7,7 @@ door (command line, HTTP, web page, nodes, benchmark) calls it and nothing below
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ from step1x_edit import images
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
 from step1x_edit.checkpoints.contents import fingerprint, one_line
 from step1x_edit.checkpoints.folder import load_components
+from step1x_edit.checkpoints.lora import applied
 from step1x_edit.errors import CheckpointError, InvalidRequest
 from step1x_edit.model.pipeline import Step1XEditPipeline
-from step1x_edit.request import EditRequest, EditResult, Provenance, RuntimeConfig
+from step1x_edit.request import (
+    AppliedLora,
+    EditRequest,
+    EditResult,
+    LoraChoice,
+    Provenance,
+    RuntimeConfig,
+)
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -35,12 +43,20 @@ class Editor:
         pipeline: The loaded pipeline.
         model: The name or path that it was loaded by.
         model_hash: Tells which weights these are; see `fingerprint`.
+        lora: What has been put on it.
     """
 
-    def __init__(self, pipeline: Step1XEditPipeline, model: str, model_hash: str) -> None:
+    def __init__(
+        self,
+        pipeline: Step1XEditPipeline,
+        model: str,
+        model_hash: str,
+        lora: Sequence[AppliedLora] = (),
+    ) -> None:
         self.pipeline = pipeline
         self.model = model
         self.model_hash = model_hash
+        self.lora = tuple(lora)
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -49,11 +65,11 @@ class Editor:
 
         Args:
             model: A name of the catalogue, a diffusers-layout folder, or a hub repository.
-            runtime: Precision, device, threads.
+            runtime: Precision, device, threads, LoRAs.
 
         Raises:
             InvalidRequest: The model is unknown.
-            CheckpointError: Its files are not what they should be.
+            CheckpointError: Its files, or those of a LoRA, are not what they should be.
         """
         runtime = runtime or RuntimeConfig.checked()
         location = locate(model)
@@ -65,7 +81,10 @@ class Editor:
         device = _device(runtime.device)
         components = load_components(folder, _dtype(runtime.dtype, device))
         pipeline = Step1XEditPipeline.from_pretrained(folder, **components)
-        return cls(pipeline.to(device), model, fingerprint(folder))
+        pipeline.to(device)
+        if runtime.lora:
+            _put_on(pipeline, runtime.lora)
+        return cls(pipeline, model, fingerprint(folder), applied(runtime.lora))
 
     def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
         """Edit a picture, or draw one where the request has none.
@@ -129,6 +148,7 @@ class Editor:
             source_sha256=None if picture is None else picture.sha256,
             source_name=None if picture is None else picture.name,
             mask_sha256=None if mask is None else hashlib.sha256(mask.tobytes()).hexdigest(),
+            lora=self.lora,
         )
         restored = time.perf_counter()
         seconds = {"read": opened - started, "model": ran - opened, "restore": restored - ran}
@@ -146,6 +166,17 @@ class Editor:
             "width": request.width,
             "height": request.height,
         }
+
+
+def _put_on(pipeline: Step1XEditPipeline, choices: Sequence[LoraChoice]) -> None:
+    """Load LoRAs and weigh them; one of weight 0 is checked, but takes no part."""
+    for number, choice in enumerate(choices):
+        pipeline.load_lora_weights(choice.file, adapter_name=f"lora_{number}")
+    weights = {f"lora_{n}": choice.weight for n, choice in enumerate(choices) if choice.weight}
+    if weights:
+        pipeline.set_adapters([*weights], [*weights.values()])
+    else:
+        pipeline.disable_lora()
 
 
 def _open(request: EditRequest) -> tuple[images.Picture | None, Image.Image | None]:

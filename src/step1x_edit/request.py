@@ -35,6 +35,7 @@ PictureSource = Annotated[
     Path | Image.Image | None, WithJsonSchema({"type": "string", "format": "binary"})
 ]
 PICTURE_LIMIT: JsonDict = {LIMIT: "a file path or an opened picture"}
+MAX_LORA_WEIGHT = 10.0
 
 
 class _Checked(BaseModel):
@@ -145,6 +146,34 @@ class EditRequest(_Checked):
         return self
 
 
+class LoraChoice(BaseModel):
+    """A LoRA file to put on a model, and how strongly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: Path
+    weight: float = Field(1.0, ge=-MAX_LORA_WEIGHT, le=MAX_LORA_WEIGHT)
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Make one from "FILE" or "FILE:weight".
+
+        Raises:
+            ValueError: The weight is out of its limits.
+        """
+        name, colon, number = text.rpartition(":")
+        try:
+            weight = float(number) if colon and name else None
+        except ValueError:  # the colon is part of the name
+            weight = None
+        if weight is None:
+            return cls(file=Path(text), weight=1.0)
+        if not abs(weight) <= MAX_LORA_WEIGHT:
+            limit = f"the limit is {-MAX_LORA_WEIGHT:g} to {MAX_LORA_WEIGHT:g}"
+            raise ValueError(f"{text} has the weight {weight:g}, {limit}: choose another")
+        return cls(file=Path(name), weight=weight)
+
+
 class RuntimeConfig(_Checked):
     """How a model runs on this machine."""
 
@@ -160,6 +189,34 @@ class RuntimeConfig(_Checked):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; default: torch's own"
     )
+    lora: tuple[LoraChoice, ...] = Field(
+        (),
+        json_schema_extra={LIMIT: "FILE or FILE:weight, or several of them"},
+        description="a LoRA to put on the model, FILE or FILE:weight with a weight from -10 to 10 "
+        "(default 1); kohya, PEFT or ComfyUI layout; may be given several times",
+    )
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora_from_text(cls, value: Any) -> Any:
+        entries = [value] if isinstance(value, str | Path) else value
+        if not isinstance(entries, Sequence):
+            return entries
+        return tuple(
+            LoraChoice.read(str(each)) if isinstance(each, str | Path) else each for each in entries
+        )
+
+
+class AppliedLora(BaseModel):
+    """A LoRA that a picture was made with."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    """Of its file, without folders."""
+    sha256: str
+    """The first twelve digits."""
+    weight: float
 
 
 class Provenance(BaseModel):
@@ -187,6 +244,8 @@ class Provenance(BaseModel):
     source_name: str | None = None
     source_sha256: str | None = None
     mask_sha256: str | None = None
+    lora: tuple[AppliedLora, ...] = ()
+    """In the order in which they were given."""
     index: int = 0
     """Which of several results of one request."""
 

@@ -14,8 +14,9 @@ from step1x_edit import images
 from step1x_edit.apps import checks, options
 from step1x_edit.apps.console import explain, working
 from step1x_edit.checkpoints.contents import fingerprint
+from step1x_edit.checkpoints.lora import applied, check_loras
 from step1x_edit.errors import InvalidRequest, Step1XEditError
-from step1x_edit.request import EditRequest, read_provenance
+from step1x_edit.request import EditRequest, RuntimeConfig, read_provenance
 
 if TYPE_CHECKING:
     from step1x_edit.editor import Editor
@@ -81,15 +82,19 @@ class Batch:
                 made.todo[name] = Item(request, target)
         return made
 
-    def look_for_done(self, model: str, *, quiet: bool) -> None:
+    def look_for_done(self, model: str, runtime: RuntimeConfig, *, quiet: bool) -> None:
         """Check every picture, and take out of `todo` what is bad and what is done already.
 
         Raises:
             InvalidRequest: The model is unknown.
-            CheckpointError: The model's files are not what they should be.
+            CheckpointError: The files of the model or of a LoRA are not what they should be.
         """
         local = checks.check_model(model)
-        model_hash = None if local is None else fingerprint(local.folder)
+        check_loras(runtime.lora, local and local.folder)
+        made_by = {
+            "model_hash": None if local is None else fingerprint(local.folder),
+            "lora": applied(runtime.lora),
+        }
         total = len(self.todo)
         with working("checking", quiet=quiet, steps=True) as bar:
             for count, (name, item) in enumerate(tuple(self.todo.items()), 1):
@@ -99,7 +104,7 @@ class Batch:
                 except (InvalidRequest, OSError) as error:
                     self._fail(name, error)
                 else:
-                    if picture is not None and _is_done(item, picture.sha256, model_hash, local):
+                    if picture is not None and _is_done(item, picture.sha256, made_by, local):
                         self.skipped.append(name)
                         del self.todo[name]
                 bar(count, total)
@@ -170,7 +175,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_done(
-    item: Item, source_sha256: str, model_hash: str | None, local: checks.LocalModel | None
+    item: Item, source_sha256: str, made_by: Mapping[str, Any], local: checks.LocalModel | None
 ) -> bool:
     """Whether the target was made from this source by this model with these settings."""
     if local is None or not item.target.exists():
@@ -181,7 +186,7 @@ def _is_done(
     request, own = item.request, local.settings
     guidance = own.guidance_scale if request.guidance is None else request.guidance
     wanted = {
-        "model_hash": model_hash,
+        **made_by,
         "source_sha256": source_sha256,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from step1x_edit.apps import data, options
+from step1x_edit.apps import data, lora, options
 from step1x_edit.apps.console import (
     BAD_REQUEST,
     DONE,
@@ -44,6 +44,7 @@ app.add_typer(models_app, name="models", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure a model.")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
 app.add_typer(data.app, name="data", no_args_is_help=True)
+app.add_typer(lora.app, name="lora", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="file to write: .png, .jpg, .webp …")]
 Model = Annotated[
@@ -128,7 +129,7 @@ def batch(
     from step1x_edit.apps.batch import Batch
 
     plan = Batch.read(prompts, input_dir, output_dir, settings, overwrite=overwrite)
-    plan.look_for_done(model, quiet=quiet)
+    plan.look_for_done(model, runtime, quiet=quiet)
     if plan.todo:
         with notes_afterwards(quiet=quiet):
             plan.run(_load(model, runtime, quiet=quiet), quiet=quiet)
@@ -216,11 +217,14 @@ def _make(
 ) -> None:
     """Check, load, run, save, say where."""
     from step1x_edit.apps import checks
+    from step1x_edit.checkpoints.lora import check_loras
 
     sources = [file for file in (request.image, request.mask) if isinstance(file, Path)]
     targets = checks.check_outputs(out, request.num_images, sources, overwrite=overwrite)
     picture = checks.check_pictures(request)
-    checks.check_size(picture, request, checks.check_model(model))
+    local = checks.check_model(model)
+    checks.check_size(picture, request, local)
+    check_loras(runtime.lora, local and local.folder)
     editor = _load(model, runtime, quiet=quiet)
     with notes_afterwards(quiet=quiet):
         with working("editing" if sources else "drawing", quiet=quiet, steps=True) as bar:

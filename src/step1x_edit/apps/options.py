@@ -35,7 +35,12 @@ DRAW_FLAGS = SAMPLING_FLAGS | {
     "height": "--height",
     "num_images": "--num-images",
 }
-RUNTIME_FLAGS = {"dtype": "--dtype", "device": "--device", "threads": "--threads"}
+RUNTIME_FLAGS = {
+    "dtype": "--dtype",
+    "device": "--device",
+    "threads": "--threads",
+    "lora": "--lora",
+}
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 _Checked = TypeVar("_Checked", EditRequest, RuntimeConfig)
@@ -112,6 +117,7 @@ def _option(
 ) -> inspect.Parameter:
     info = model.model_fields[field]
     default = defaults.get(field, info.default)
+    repeats = get_origin(info.annotation) is tuple
     option = typer.Option(
         flag,
         help=f"{info.description}{_limits(info)}",
@@ -120,8 +126,8 @@ def _option(
     return inspect.Parameter(
         field,
         inspect.Parameter.KEYWORD_ONLY,
-        default=None if default in (None, "") else str(default),
-        annotation=Annotated[str | None, option],
+        default=None if default in (None, "", ()) else str(default),
+        annotation=Annotated[(list[str] if repeats else str) | None, option],
     )
 
 

@@ -1,6 +1,6 @@
-"""The official single-file layout: one table of names, read and written strictly.
+"""The official single-file layout, read and written strictly.
 
-`TRANSFORMER_TABLE` says under which names, and cut in which pieces, the release keeps the
+`official_names` says under which names, and cut in which pieces, the release keeps the
 transformer's tensors; `vae_rows` does it for the autoencoder. `read_into` and `write_file` move
 tensors through such rows one at a time, so that a model is never in memory twice. Called by
 `Step1XEditTransformer2DModel.from_official` and `to_official` and by `checkpoints.official`.
@@ -20,63 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from step1x_edit.errors import CheckpointError
-
-TRANSFORMER_TABLE: tuple[tuple[str, ...], ...] = (
-    ("time_in.in_layer.*", "time_embed.in_layer.*"),
-    ("time_in.out_layer.*", "time_embed.out_layer.*"),
-    ("vector_in.in_layer.*", "vec_embed.in_layer.*"),
-    ("vector_in.out_layer.*", "vec_embed.out_layer.*"),
-    ("txt_in.*", "context_embedder.*"),
-    ("img_in.*", "x_embedder.*"),
-    ("double_blocks.#.img_mod.lin.*", "transformer_blocks.#.norm1.linear.*"),
-    (
-        "double_blocks.#.img_attn.qkv.*",
-        "transformer_blocks.#.attn.to_q.*",
-        "transformer_blocks.#.attn.to_k.*",
-        "transformer_blocks.#.attn.to_v.*",
-    ),
-    ("double_blocks.#.img_attn.norm.query_norm.scale", "transformer_blocks.#.attn.norm_q.weight"),
-    ("double_blocks.#.img_attn.norm.key_norm.scale", "transformer_blocks.#.attn.norm_k.weight"),
-    ("double_blocks.#.img_attn.proj.*", "transformer_blocks.#.attn.to_out.0.*"),
-    ("double_blocks.#.img_mlp.0.*", "transformer_blocks.#.ff.net.0.proj.*"),
-    ("double_blocks.#.img_mlp.2.*", "transformer_blocks.#.ff.net.2.*"),
-    ("double_blocks.#.txt_mod.lin.*", "transformer_blocks.#.norm1_context.linear.*"),
-    (
-        "double_blocks.#.txt_attn.qkv.*",
-        "transformer_blocks.#.attn.add_q_proj.*",
-        "transformer_blocks.#.attn.add_k_proj.*",
-        "transformer_blocks.#.attn.add_v_proj.*",
-    ),
-    (
-        "double_blocks.#.txt_attn.norm.query_norm.scale",
-        "transformer_blocks.#.attn.norm_added_q.weight",
-    ),
-    (
-        "double_blocks.#.txt_attn.norm.key_norm.scale",
-        "transformer_blocks.#.attn.norm_added_k.weight",
-    ),
-    ("double_blocks.#.txt_attn.proj.*", "transformer_blocks.#.attn.to_add_out.*"),
-    ("double_blocks.#.txt_mlp.0.*", "transformer_blocks.#.ff_context.net.0.proj.*"),
-    ("double_blocks.#.txt_mlp.2.*", "transformer_blocks.#.ff_context.net.2.*"),
-    ("single_blocks.#.modulation.lin.*", "single_transformer_blocks.#.norm.linear.*"),
-    (
-        "single_blocks.#.linear1.*",
-        "single_transformer_blocks.#.attn.to_q.*",
-        "single_transformer_blocks.#.attn.to_k.*",
-        "single_transformer_blocks.#.attn.to_v.*",
-        "single_transformer_blocks.#.proj_mlp.*",
-    ),
-    ("single_blocks.#.norm.query_norm.scale", "single_transformer_blocks.#.attn.norm_q.weight"),
-    ("single_blocks.#.norm.key_norm.scale", "single_transformer_blocks.#.attn.norm_k.weight"),
-    ("single_blocks.#.linear2.*", "single_transformer_blocks.#.proj_out.*"),
-    ("final_layer.linear.*", "proj_out.*"),
-    ("final_layer.adaLN_modulation.1.*", "norm_out.linear.*"),
-)
-"""Official name, then ours. `#` is a block's index, `*` stands for weight and bias. Where several
-of ours belong to one official tensor, they follow each other along its first axis."""
-
-HALVES_SWAPPED = "final_layer.adaLN_modulation.1."
-"""Shift before scale in the official file, scale before shift in ours."""
+from step1x_edit.model.official_names import HALVES_SWAPPED, TRANSFORMER_TABLE, first_names
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -247,11 +191,6 @@ def _check(
     if complaints:
         parts = [f"{what}: {first_names(names)}" for what, names in complaints]
         raise CheckpointError(f"{path}: tensors do not fit the model; {'; '.join(parts)}")
-
-
-def first_names(names: list[str], limit: int = 5) -> str:
-    """The first few of `names` in one line."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def write_file(

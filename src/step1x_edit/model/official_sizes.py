@@ -15,7 +15,8 @@ from typing import Any
 
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.config import RELEASED_TRANSFORMER, RELEASED_VAE
-from step1x_edit.model.official_layout import first_names, read_shapes
+from step1x_edit.model.official_layout import read_shapes
+from step1x_edit.model.official_names import first_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 

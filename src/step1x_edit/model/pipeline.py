@@ -46,6 +46,7 @@ from step1x_edit.model.latents import (
     encode_pictures,
     in_float32,
 )
+from step1x_edit.model.lora_loader import Step1XEditLoraLoaderMixin
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 
@@ -83,7 +84,7 @@ class _Row:
     noise: Float[Tensor, "1 tokens channels"]
 
 
-class Step1XEditPipeline(DiffusionPipeline):
+class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
     """Edits pictures by instruction, or draws them from a description.
 
     Args:

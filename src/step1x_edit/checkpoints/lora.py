@@ -1,0 +1,72 @@
+"""LoRA files beside a model: do they fit it, and which are they. From headers, without torch.
+
+The doors check with it before a model is loaded; `Editor` and `apps.batch` put what `applied` says
+into a picture's provenance.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from step1x_edit.errors import CheckpointError
+from step1x_edit.model.lora_layouts import check_fit, read_header
+from step1x_edit.request import AppliedLora, LoraChoice
+
+_CHUNK_BYTES = 1 << 20
+
+
+def applied(choices: Sequence[LoraChoice]) -> tuple[AppliedLora, ...]:
+    """Which files these are, by name and content.
+
+    Raises:
+        CheckpointError: One cannot be read.
+    """
+    return tuple(
+        AppliedLora(name=choice.file.name, sha256=_sha256(choice.file)[:12], weight=choice.weight)
+        for choice in choices
+    )
+
+
+def check_loras(choices: Sequence[LoraChoice], folder: Path | None) -> None:
+    """Refuse what is no LoRA of Step1X-Edit, or none of this model.
+
+    Args:
+        choices: What is to be put on.
+        folder: The model, diffusers layout; None where it is not on this machine yet.
+
+    Raises:
+        CheckpointError: Naming the file, and the layers that do not fit.
+    """
+    for choice in choices:
+        header = read_header(choice.file)
+        if folder is not None:
+            check_fit(header, _layer_sizes(folder / "transformer"))
+
+
+def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:
+    """Layer name → rows and columns of every matrix in a component's files."""
+    sizes = {}
+    for file in sorted(component.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    shape = opened.get_slice(name).get_shape()
+                    if name.endswith(".weight") and len(shape) == 2:
+                        sizes[name.removesuffix(".weight")] = (shape[0], shape[1])
+        except (OSError, SafetensorError) as error:
+            what = " ".join(str(error).split())
+            raise CheckpointError(f"{file} cannot be read ({what}): get it again") from error
+    return sizes
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}); give another") from error
+    return digest.hexdigest()
