@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from step1x_edit import images
 from step1x_edit.apps import checks, options
 from step1x_edit.apps.console import explain, working
-from step1x_edit.checkpoints.contents import fingerprint
+from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.request import EditRequest, read_provenance
 
@@ -89,7 +89,7 @@ class Batch:
             CheckpointError: The model's files are not what they should be.
         """
         local = checks.check_model(model)
-        model_hash = None if local is None else fingerprint(local.folder)
+        model_hash = None if local is None else local.fingerprint()
         total = len(self.todo)
         with working("checking", quiet=quiet, steps=True) as bar:
             for count, (name, item) in enumerate(tuple(self.todo.items()), 1):
@@ -170,7 +170,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_done(
-    item: Item, source_sha256: str, model_hash: str | None, local: checks.LocalModel | None
+    item: Item, source_sha256: str, model_hash: str | None, local: ModelFiles | None
 ) -> bool:
     """Whether the target was made from this source by this model with these settings."""
     if local is None or not item.target.exists():

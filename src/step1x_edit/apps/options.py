@@ -35,7 +35,13 @@ DRAW_FLAGS = SAMPLING_FLAGS | {
     "height": "--height",
     "num_images": "--num-images",
 }
-RUNTIME_FLAGS = {"dtype": "--dtype", "device": "--device", "threads": "--threads"}
+RUNTIME_FLAGS = {
+    "dtype": "--dtype",
+    "device": "--device",
+    "threads": "--threads",
+    "offline": "--offline",
+    "official_source": "--official-source",
+}
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 _Checked = TypeVar("_Checked", EditRequest, RuntimeConfig)
@@ -112,6 +118,11 @@ def _option(
 ) -> inspect.Parameter:
     info = model.model_fields[field]
     default = defaults.get(field, info.default)
+    if info.annotation is bool:
+        switch = Annotated[bool, typer.Option(flag, help=info.description)]
+        return inspect.Parameter(
+            field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=switch
+        )
     option = typer.Option(
         flag,
         help=f"{info.description}{_limits(info)}",
