@@ -196,7 +196,7 @@ def test_show_tells_version_layout_and_dtype(say, here, version):
         f"{len(TENSORS[version])}",
         f"{2 * len(TENSORS[version])}",
         "F16",
-    ]  # noqa: E501
+    ]
     assert "AutoencoderKL" in rows["vae"]
     assert "cannot" not in out
 

@@ -64,6 +64,9 @@ def ensure(model: str, runtime: RuntimeConfig, *, say: Say, quiet: bool) -> None
 def _pull_files(model: str, source: hub.Source, say: Say, quiet: bool) -> None:
     with working(f"asking {source}", quiet=quiet):
         plan = hub.plan(model, source)
+    if not plan.items:
+        say(f"{model} is in the Hugging Face cache already: nothing is to be fetched")
+        return
     size, missing = megabytes(plan.num_bytes), megabytes(plan.missing_bytes)
     place = store.place_of(model).parent
     say(f"{model} from {source}: {len(plan.items)} files, {size}; {missing} to fetch into {place}")
