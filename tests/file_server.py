@@ -21,6 +21,7 @@ class Site:
     Attributes:
         files: ``owner/name/path`` → content.
         break_after: Close the connection after this many bytes of a body; once per number.
+        break_in: The one file that this happens to; empty for any.
         flip: Files of which one byte arrives changed.
         ignore_range: Always send whole files.
         requests: Path and ``Range`` of each request for a file.
@@ -28,6 +29,7 @@ class Site:
 
     files: Mapping[str, bytes]
     break_after: list[int] = field(default_factory=list)
+    break_in: str = ""
     flip: set[str] = field(default_factory=set)
     ignore_range: bool = False
     requests: list[tuple[str, str | None]] = field(default_factory=list)
@@ -104,7 +106,8 @@ def serving(site: Site) -> Iterator[Site]:
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if site.break_after and len(body) > site.break_after[0]:
+            breaks = bool(site.break_after) and site.break_in in ("", name)
+            if breaks and len(body) > site.break_after[0]:
                 self.wfile.write(body[: site.break_after.pop(0)])
                 self.close_connection = True
                 return

@@ -166,10 +166,7 @@ def _files(model: str, *, offline: bool) -> resolve.ModelFiles:
     """The model's files, fetched if need be."""
     files = resolve.find(model)
     if files is None and offline:
-        raise CheckpointError(
-            f"the model {model!r} is not here, and --offline: run `step1x models pull {model}` "
-            "where there is a network"
-        )
+        raise resolve.not_here(model)
     if files is None:
         hub.fetch(hub.plan(model))
         files = resolve.find(model)

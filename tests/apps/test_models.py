@@ -240,7 +240,7 @@ def test_pull_through_the_installed_command(here, tiny_model):
     largest = max(content, key=lambda name: len(content[name]))
     half = len(content[largest]) // 2
     place = here / "cache" / "step1x-edit" / "models" / "some--body"
-    with serving(Site(content, break_after=[half])) as site:
+    with serving(Site(content, break_after=[half], break_in=largest)) as site:
         say = {"HF_ENDPOINT": site.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
         done = run(here, ["models", "pull", "some/body"], **say)
         assert done.returncode == 0, done.stderr

@@ -56,9 +56,17 @@ def pull(model: str, source: str, official_source: Path | None, *, say: Say, qui
 
 
 def ensure(model: str, runtime: RuntimeConfig, *, say: Say, quiet: bool) -> None:
-    """Fetch a model that is not here, unless that is forbidden; `Editor.load` refuses it then."""
-    if not runtime.offline and resolve.find(model) is None:
-        _pull_files(model, "huggingface", say, quiet)
+    """Fetch a model that is not here.
+
+    Raises:
+        CheckpointError: That is forbidden, or what came is damaged.
+        Step1XEditError: It cannot be fetched.
+    """
+    if resolve.find(model) is not None:
+        return
+    if runtime.offline:
+        raise resolve.not_here(model)
+    _pull_files(model, "huggingface", say, quiet)
 
 
 def _pull_files(model: str, source: hub.Source, say: Say, quiet: bool) -> None:

@@ -9,6 +9,7 @@ here.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from step1x_edit.checkpoints import store
@@ -98,24 +99,24 @@ class ModelFiles:
             for name, folder in self.components.items():
                 if not folder.is_dir():
                     raise CheckpointError(f"{self.place} has no {name} folder: get the model again")
-        else:
+        if self.version == V1P2:
+            raise CheckpointError(not_runnable(self.place))
+        if self.layout == "official":
             self._check_company()
         for name in WEIGHT_COMPONENTS:
             part = self.components[name]
             if part.is_dir():
                 read_config(part)
             summarise(part)
-        if self.version == V1P2:
-            raise CheckpointError(not_runnable(self.place))
 
     def _check_company(self) -> None:
         """Refuse an official transformer file alone, and say how to get the rest."""
         transformer = self.components["transformer"]
         beside = transformer.parent
+        here, below = quote(str(beside)), quote(str(beside / MLLM_NAME))
         wanted = {
-            self.components["vae"]: f"hf download {RELEASE} {VAE_FILE} --local-dir {beside}",
-            self.components["text_encoder"]: f"hf download {MLLM_REPOSITORY} --local-dir "
-            f"{beside / MLLM_NAME}",
+            self.components["vae"]: f"hf download {RELEASE} {VAE_FILE} --local-dir {here}",
+            self.components["text_encoder"]: f"hf download {MLLM_REPOSITORY} --local-dir {below}",
         }
         absent = {part.name: command for part, command in wanted.items() if not part.exists()}
         if absent:
@@ -145,6 +146,14 @@ def find(model: str) -> ModelFiles | None:
         raise CheckpointError(f"{path} is missing: install the package again")
     folder = store.folder_of(location)
     return None if folder is None else look(folder)
+
+
+def not_here(model: str) -> CheckpointError:
+    """What is said of a model that would have to be fetched, where that is forbidden."""
+    return CheckpointError(
+        f"the model {model!r} is not here, and --offline: run `step1x models pull {model}` where "
+        "there is a network"
+    )
 
 
 def look(path: Path) -> ModelFiles:
