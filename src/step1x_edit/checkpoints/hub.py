@@ -143,7 +143,7 @@ def fetch(
         own = [item for item in to_do.items if item.repository == repository]
         with _locked(repository):
             record = store.read_record(repository)
-            changing = missing.intersection(own)
+            changing = [item for item in own if item in missing]
             known = dict(record)
             if changing:  # until all are whole again, the folder is not
                 for item in own:
