@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from step1x_edit.apps import cli
 from step1x_edit.checkpoints.catalog import CATALOG
@@ -137,19 +137,31 @@ def test_folders_of_other_families(say, here, family, says):
     assert says in err
 
 
-def test_diffusers_folder_with_the_transformer_of_another_model(say, here, tiny_model):
-    import shutil
+def diffusers_folder(folder):
+    """A model folder as far as headers go, 4 kB."""
+    index = {"_class_name": "Step1XEditPipeline"}
+    for name in ("transformer", "text_encoder", "vae"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text("{}")
+        values = {f"{TENSOR[name]}.{i}": np.full(200, i, np.float16) for i in range(3)}
+        save_file(values, folder / name / "model.safetensors")
+        index[name] = ["library", "Class"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    instruction = {"num_dropped_tokens": 1, "max_length": 9, "min_pixels": 1, "max_pixels": 1}
+    (folder / "instruction.json").write_text(json.dumps(instruction))
+    return folder
 
-    shutil.copytree(tiny_model, here / "model")
-    save_file(TENSORS["flux"], here / "model" / "transformer" / "more.safetensors")
-    file = next((here / "model" / "transformer").glob("diffusion*.safetensors"))
-    whole = load_file(file)
-    file.unlink()
+
+TENSOR = {"transformer": "connector.S", "text_encoder": "model.layers", "vae": "encoder"}
+
+
+def test_diffusers_folder_with_the_transformer_of_another_model(say, here):
+    file = diffusers_folder(here / "model") / "transformer" / "model.safetensors"
+    save_file(TENSORS["flux"], file)
     code, _, err = say(*edit("model"))
     assert (code, len(err.splitlines())) == (2, 1)
     assert "transformer is a FLUX transformer" in err
-    (here / "model" / "transformer" / "more.safetensors").unlink()
-    save_file(whole | {"text_token_mapping.bias": ZERO}, file)
+    save_file(TENSORS["v1p2"], file)
     code, _, err = say(*edit("model"))
     assert (code, err.count("\n")) == (2, 1)
     assert "is a v1p2 model" in err
@@ -233,33 +245,34 @@ def test_pull_of_what_needs_none(say):
     assert "'elsewhere', the choices are huggingface, modelscope" in err
 
 
-def test_pull_through_the_installed_command(here, tiny_model):
-    """The connection breaks in the middle of the largest file; later a byte arrives changed."""
-    content = {f"some/body/{name}": data for name, data in files_of(tiny_model).items()}
+def test_pull_through_the_installed_command(here, tmp_path_factory):
+    """The connection breaks in the middle of a file; later a byte arrives changed."""
+    published = files_of(diffusers_folder(tmp_path_factory.mktemp("published") / "model"))
+    content = {f"some/body/{name}": data for name, data in published.items()}
     content["some/body/README.md"] = b"not wanted"
-    largest = max(content, key=lambda name: len(content[name]))
-    half = len(content[largest]) // 2
+    chosen = "some/body/transformer/model.safetensors"
+    half = len(content[chosen]) // 2
     place = here / "cache" / "step1x-edit" / "models" / "some--body"
-    with serving(Site(content, break_after=[half], break_in=largest)) as site:
+    with serving(Site(content, break_after=[half], break_in=chosen)) as site:
         say = {"HF_ENDPOINT": site.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
         done = run(here, ["models", "pull", "some/body"], **say)
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
         assert f"{len(content) - 1} files" in lines[0]
         assert lines[-1] == "some/body is complete and checked"
-        assert (largest, f"bytes={half}-") in site.requests
+        assert (chosen, f"bytes={half}-") in site.requests
         fetched = {k: v for k, v in files_of(place).items() if k != "files.json"}
         assert fetched == {k[10:]: v for k, v in content.items() if not k.endswith(".md")}
 
         asked = len(site.requests)
-        (place / largest[10:]).unlink()
-        site.flip = {largest}
+        (place / chosen[10:]).unlink()
+        site.flip = {chosen}
         done = run(here, ["models", "pull", "some/body"], **say)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-        assert f"{largest[10:]} is damaged: its SHA-256 is" in done.stderr
+        assert f"{chosen[10:]} is damaged: its SHA-256 is" in done.stderr
         site.flip = set()
         assert run(here, ["models", "pull", "some/body", "-q"], **say).stdout == ""
-        assert {name for name, _ in site.requests[asked:]} == {largest}
+        assert {name for name, _ in site.requests[asked:]} == {chosen}
     done = run(here, ["models", "show", "some/body"])
     assert done.returncode == 0, done.stderr
     assert "diffusers layout, release v1.1" in done.stdout
