@@ -7,6 +7,7 @@ and the processor as transformers' own), with settings that edit in a fraction o
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -52,3 +53,32 @@ def write_tiny_model(
     index = {"_class_name": "Step1XEditPipeline", **COMPONENTS, **SETTINGS}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
+
+
+REFERENCE = Path(__file__).parent / "reference"
+OFFICIAL_NAMES = {
+    "v1.0": "step1x-edit-i1258.safetensors",
+    "v1.1": "step1x-edit-v1p1-official.safetensors",
+}
+
+
+def write_tiny_official(
+    folder: Path, *, version: str = "v1.1", described: bool = True, seed: int = 0
+) -> Path:
+    """A folder as the release keeps its single files; gives back the transformer file's path.
+
+    Transformer and autoencoder are the reference tensors. Released folders are not `described`:
+    they have no ``instruction.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    transformer = folder / OFFICIAL_NAMES[version]
+    name = f"transformer_{version.replace('.', 'p')}_official.safetensors"
+    shutil.copy(REFERENCE / name, transformer)
+    shutil.copy(REFERENCE / "vae_official.safetensors", folder / "vae.safetensors")
+    processor = byte_processor()
+    mllm = tiny_mllm(processor, seed)
+    mllm.save_pretrained(folder / "Qwen2.5-VL-7B-Instruct")
+    processor.save_pretrained(folder / "Qwen2.5-VL-7B-Instruct")
+    if described:
+        tiny_config(max_length=MAX_TOKENS).save(folder)
+    return transformer

@@ -9,7 +9,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ import torch
 from PIL import Image
 
 from step1x_edit import images
-from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
-from step1x_edit.checkpoints.contents import fingerprint, one_line
-from step1x_edit.checkpoints.folder import load_components
+from step1x_edit.checkpoints import constants, hub, resolve
+from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
+from step1x_edit.checkpoints.load import load_pipeline
 from step1x_edit.checkpoints.lora import applied
 from step1x_edit.errors import CheckpointError, InvalidRequest
+from step1x_edit.model.instruction_config import read_instruction
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import (
     AppliedLora,
@@ -64,27 +64,32 @@ class Editor:
         """Load a model.
 
         Args:
-            model: A name of the catalogue, a diffusers-layout folder, or a hub repository.
-            runtime: Precision, device, threads, LoRAs.
+            model: A name of the catalogue, a hub repository, a diffusers-layout folder, a folder of
+                official files, or an official transformer file with the others beside it.
+            runtime: Precision, device, threads, LoRAs, whether to fetch what is not here.
 
         Raises:
             InvalidRequest: The model is unknown.
-            CheckpointError: Its files, or those of a LoRA, are not what they should be.
+            CheckpointError: Its files, or those of a LoRA, are not what they should be, or not
+                here.
+            Step1XEditError: It cannot be fetched.
         """
         runtime = runtime or RuntimeConfig.checked()
-        location = locate(model)
-        folder = Path(location)
-        if not folder.is_dir():
-            folder = _download(location)
+        files = _files(model, offline=runtime.offline)
+        files.check()
+        instruction = constants.with_prefix(
+            read_instruction(files.folder),
+            official_source=runtime.official_source,
+            offline=runtime.offline,
+        )
         if runtime.threads:
             torch.set_num_threads(runtime.threads)
         device = _device(runtime.device)
-        components = load_components(folder, _dtype(runtime.dtype, device))
-        pipeline = Step1XEditPipeline.from_pretrained(folder, **components)
+        pipeline = load_pipeline(files, _dtype(runtime.dtype, device), instruction)
         pipeline.to(device)
         if runtime.lora:
             _put_on(pipeline, runtime.lora)
-        return cls(pipeline, model, fingerprint(folder), applied(runtime.lora))
+        return cls(pipeline, model, files.fingerprint(), applied(runtime.lora))
 
     def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
         """Edit a picture, or draw one where the request has none.
@@ -189,13 +194,17 @@ def _open(request: EditRequest) -> tuple[images.Picture | None, Image.Image | No
     return picture, images.open_mask(request.mask, picture, max_pixels=request.max_pixels)
 
 
-def _download(repository: str) -> Path:
-    try:
-        return Path(Step1XEditPipeline.download(repository))
-    except Exception as error:  # the hub's client raises a dozen unrelated types
-        raise CheckpointError(
-            f"model {repository!r} cannot be fetched: {type(error).__name__}: {one_line(error)}"
-        ) from error
+def _files(model: str, *, offline: bool) -> resolve.ModelFiles:
+    """The model's files, fetched if need be."""
+    files = resolve.find(model)
+    if files is None and offline:
+        raise resolve.not_here(model)
+    if files is None:
+        hub.fetch(hub.plan(model))
+        files = resolve.find(model)
+    if files is None:
+        raise CheckpointError(f"{model!r} was fetched and is not whole: run `step1x models pull`")
+    return files
 
 
 def _device(name: str) -> torch.device:

@@ -189,6 +189,11 @@ class RuntimeConfig(_Checked):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; default: torch's own"
     )
+    offline: bool = Field(False, description="never touch the network: what is not here is refused")
+    official_source: Path | None = Field(
+        None,
+        description="checkout of the official repository, whose texts are read instead of fetched",
+    )
     lora: tuple[LoraChoice, ...] = Field(
         (),
         json_schema_extra={LIMIT: "FILE or FILE:weight, or several of them"},

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from step1x_edit import images
 from step1x_edit.apps import checks, options
 from step1x_edit.apps.console import explain, working
-from step1x_edit.checkpoints.contents import fingerprint
 from step1x_edit.checkpoints.lora import applied, check_loras
+from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.request import EditRequest, RuntimeConfig, read_provenance
 
@@ -90,9 +90,9 @@ class Batch:
             CheckpointError: The files of the model or of a LoRA are not what they should be.
         """
         local = checks.check_model(model)
-        check_loras(runtime.lora, local and local.folder)
+        check_loras(runtime.lora, local and local.components["transformer"])
         made_by = {
-            "model_hash": None if local is None else fingerprint(local.folder),
+            "model_hash": None if local is None else local.fingerprint(),
             "lora": applied(runtime.lora),
         }
         total = len(self.todo)
@@ -175,7 +175,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_done(
-    item: Item, source_sha256: str, made_by: Mapping[str, Any], local: checks.LocalModel | None
+    item: Item, source_sha256: str, made_by: Mapping[str, Any], local: ModelFiles | None
 ) -> bool:
     """Whether the target was made from this source by this model with these settings."""
     if local is None or not item.target.exists():

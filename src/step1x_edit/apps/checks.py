@@ -7,49 +7,25 @@ them. `Editor` checks again what it is given.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from step1x_edit import images
-from step1x_edit.checkpoints.catalog import locate
-from step1x_edit.checkpoints.contents import (
-    WEIGHT_COMPONENTS,
-    ModelSettings,
-    read_config,
-    read_index,
-    read_settings,
-    summarise,
-)
-from step1x_edit.errors import CheckpointError, InvalidRequest
+from step1x_edit.checkpoints import resolve
+from step1x_edit.checkpoints.resolve import ModelFiles
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.request import EditRequest
 
 
-class LocalModel(NamedTuple):
-    """A model that is on this machine."""
-
-    folder: Path
-    settings: ModelSettings
-
-
-def check_model(model: str) -> LocalModel | None:
+def check_model(model: str) -> ModelFiles | None:
     """Look a model up, and into its files' headers; None where it still has to be fetched.
 
     Raises:
         InvalidRequest: No such model is known.
-        CheckpointError: The folder is of another family, or files are missing or broken.
+        CheckpointError: It is of another family, or files are missing or broken.
     """
-    folder = Path(locate(model))
-    if not folder.is_dir():
-        if folder.is_absolute():  # hub names are not
-            raise CheckpointError(f"{folder} is missing: install the package again")
-        return None
-    index = read_index(folder)
-    for name in (name for name, value in index.items() if isinstance(value, list)):
-        if not (folder / name).is_dir():
-            raise CheckpointError(f"{folder} has no {name} folder: get the model again")
-    for component in WEIGHT_COMPONENTS:
-        read_config(folder / component)
-        summarise(folder / component)
-    return LocalModel(folder, read_settings(index))
+    files = resolve.find(model)
+    if files is not None:
+        files.check()
+    return files
 
 
 def check_pictures(request: EditRequest) -> images.Picture | None:
@@ -67,7 +43,7 @@ def check_pictures(request: EditRequest) -> images.Picture | None:
 
 
 def check_size(
-    picture: images.Picture | None, request: EditRequest, model: LocalModel | None
+    picture: images.Picture | None, request: EditRequest, model: ModelFiles | None
 ) -> None:
     """Refuse a picture of a shape that the size rule cannot bring to the model's size.
 

@@ -48,7 +48,10 @@ app.add_typer(lora.app, name="lora", no_args_is_help=True)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="file to write: .png, .jpg, .webp …")]
 Model = Annotated[
-    str, typer.Option("--model", help="a name of `step1x models list`, a folder, or a hub name")
+    str,
+    typer.Option(
+        "--model", help="a name of `step1x models list`, a model folder or file, or a hub name"
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="results may replace their sources")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print errors only")]
@@ -150,12 +153,41 @@ def models_list() -> None:
 
 @models_app.command("show")
 def models_show(
-    model: Annotated[str, typer.Argument(help="a name of `step1x models list`, or a folder")],
+    model: Annotated[
+        str, typer.Argument(help="a name of `step1x models list`, or a model folder or file")
+    ],
 ) -> None:
     """Say what a model is made of."""
     from step1x_edit.apps.inspect_model import model_lines
 
     typer.echo("\n".join(model_lines(model)))
+
+
+@models_app.command("pull")
+def models_pull(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a name of `step1x models list`, a hub name, or `constants`: the release's texts "
+            "that a released model needs"
+        ),
+    ],
+    source: Annotated[
+        str, typer.Option("--from", metavar="huggingface|modelscope", help="the hub to ask")
+    ] = "huggingface",
+    official_source: Annotated[
+        Path | None,
+        typer.Option(
+            "--official-source", help="checkout of the official repository to take the texts from"
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a model, going on where an earlier try stopped, and check every byte of it."""
+    from step1x_edit.apps.pull import pull
+
+    say = (lambda _: None) if quiet else typer.echo
+    pull(model, source, official_source, say=say, quiet=quiet)
 
 
 @bench_app.command("mini")
@@ -224,7 +256,7 @@ def _make(
     picture = checks.check_pictures(request)
     local = checks.check_model(model)
     checks.check_size(picture, request, local)
-    check_loras(runtime.lora, local and local.folder)
+    check_loras(runtime.lora, local and local.components["transformer"])
     editor = _load(model, runtime, quiet=quiet)
     with notes_afterwards(quiet=quiet):
         with working("editing" if sources else "drawing", quiet=quiet, steps=True) as bar:
@@ -240,6 +272,9 @@ def _make(
 
 
 def _load(model: str, runtime: RuntimeConfig, *, quiet: bool) -> "Editor":
+    from step1x_edit.apps.pull import ensure
+
+    ensure(model, runtime, say=(lambda _: None) if quiet else complain, quiet=quiet)
     with working(f"loading {model}", quiet=quiet):
         quieten()
         from step1x_edit.editor import Editor

@@ -85,13 +85,16 @@ def quieten() -> None:
 
 
 @contextmanager
-def working(what: str, *, quiet: bool = False, steps: bool = False) -> Iterator[Advance]:
+def working(
+    what: str, *, quiet: bool = False, steps: bool = False, sizes: bool = False
+) -> Iterator[Advance]:
     """A bar on stderr while something goes on; nothing where stderr is no terminal.
 
     Args:
         what: Said beside the bar.
         quiet: Show nothing.
         steps: Steps will be counted.
+        sizes: Bytes will be counted.
 
     Yields:
         A function that moves the bar.
@@ -108,6 +111,13 @@ def working(what: str, *, quiet: bool = False, steps: bool = False) -> Iterator[
     ]
     if steps:
         columns += [progress.BarColumn(), progress.MofNCompleteColumn()]
+    if sizes:
+        columns += [
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+        ]
     columns.append(progress.TimeElapsedColumn())
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)

@@ -12,7 +12,7 @@ import torch
 from packaging.requirements import Requirement
 
 from step1x_edit.apps import checks
-from step1x_edit.apps.inspect_model import columns, megabytes
+from step1x_edit.apps.columns import columns, megabytes
 from step1x_edit.checkpoints.catalog import CATALOG, DEFAULT_MODEL
 from step1x_edit.errors import CheckpointError
 

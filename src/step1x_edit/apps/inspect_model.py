@@ -1,17 +1,11 @@
-"""`step1x models list` and `show`: what there is, and what a folder holds, from file headers."""
+"""`step1x models list` and `show`: what there is, and what a path holds, from file headers."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-from step1x_edit.checkpoints.catalog import CATALOG, locate
-from step1x_edit.checkpoints.contents import (
-    WEIGHT_COMPONENTS,
-    fingerprint,
-    read_index,
-    read_settings,
-    read_version,
-    summarise,
-)
+from step1x_edit.apps.columns import columns, megabytes
+from step1x_edit.apps.pull import describe
+from step1x_edit.checkpoints.catalog import CATALOG
+from step1x_edit.checkpoints.contents import V1P2, WEIGHT_COMPONENTS, summarise
+from step1x_edit.checkpoints.resolve import find
+from step1x_edit.errors import CheckpointError
 
 
 def catalogue_lines() -> list[str]:
@@ -23,31 +17,34 @@ def model_lines(model: str) -> list[str]:
     """What a model is made of.
 
     Args:
-        model: A name of the catalogue, a folder, or a hub repository.
+        model: A name of the catalogue, a folder, an official file, or a hub repository.
 
     Raises:
         InvalidRequest: No such model is known.
-        CheckpointError: The folder is not a complete model.
+        CheckpointError: The path is no model's.
     """
-    location = locate(model)
-    folder = Path(location)
-    if not folder.is_dir():
+    files = find(model)
+    if files is None:
         described = f"{model}: {CATALOG[model].description}" if model in CATALOG else model
-        return [
-            described,
-            f"on the hub as {location}; not looked into, as it is not a local folder",
-        ]
-    index = read_index(folder)
+        return [described, describe(model)]
     rows: list[tuple[str, ...]] = [
         ("component", "class", "tensors", "parameters", "dtypes", "size"),
     ]
     parameters = size = 0
-    for name in sorted(name for name, value in index.items() if isinstance(value, list)):
-        kind = index[name][1]
+    problem = ""
+    try:
+        files.check()
+    except CheckpointError as error:
+        problem = str(error)
+    for name, part in sorted(files.components.items()):
+        kind = files.classes[name]
         if name not in WEIGHT_COMPONENTS:
             rows.append((name, kind))
             continue
-        found = summarise(folder / name)
+        if not part.exists():
+            rows.append((name, kind, "missing"))
+            continue
+        found = summarise(part)
         parameters += found.parameters
         size += found.bytes
         rows.append(
@@ -61,27 +58,14 @@ def model_lines(model: str) -> list[str]:
             )
         )
     rows.append(("all", "", "", f"{parameters:,}", "", megabytes(size)))
-    own = read_settings(index)
+    own = files.settings
+    hash_ = "" if problem else f" ({files.fingerprint()})"
+    version = files.version
+    release = f"{version}, which cannot be run yet" if version == V1P2 else version
     return [
-        f"{folder} ({fingerprint(folder)})",
-        f"release {read_version(folder)}; by itself {own.num_inference_steps} steps, guidance "
-        f"{own.guidance_scale:g}, size level {own.size_level} px",
+        f"{files.place}{hash_}",
+        f"{files.layout} layout, release {release}; by itself {own.num_inference_steps} steps, "
+        f"guidance {own.guidance_scale:g}, size level {own.size_level} px",
         *columns(rows),
+        *([f"cannot be loaded: {problem}"] if problem else []),
     ]
-
-
-def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows of words as lines, in columns."""
-    table = [list(row) for row in rows]
-    widths = [
-        max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table)))
-    ]
-    return [
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=False)).rstrip()
-        for row in table
-    ]
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -40,6 +40,8 @@ RUNTIME_FLAGS = {
     "device": "--device",
     "threads": "--threads",
     "lora": "--lora",
+    "offline": "--offline",
+    "official_source": "--official-source",
 }
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
@@ -117,6 +119,11 @@ def _option(
 ) -> inspect.Parameter:
     info = model.model_fields[field]
     default = defaults.get(field, info.default)
+    if info.annotation is bool:
+        switch = Annotated[bool, typer.Option(flag, help=info.description)]
+        return inspect.Parameter(
+            field, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=switch
+        )
     repeats = get_origin(info.annotation) is tuple
     option = typer.Option(
         flag,

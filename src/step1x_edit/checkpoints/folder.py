@@ -1,7 +1,7 @@
 """Load a diffusers-layout folder strictly: no tensor missing, unexpected or of another shape.
 
 diffusers and transformers warn where they should refuse; here what they report becomes a
-`CheckpointError`. Called by `Editor.load`.
+`CheckpointError`. Called by `load`.
 """
 
 from collections.abc import Iterable
@@ -34,14 +34,23 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """
     index = read_index(folder)
     return {
-        "transformer": _load(Step1XEditTransformer2DModel, folder / "transformer", dtype),
-        "text_encoder": _load(_text_encoder_class(), folder / "text_encoder", dtype),
-        "vae": _load(_vae_class(index["vae"][1]), folder / "vae", torch.float32),
+        "transformer": load_component(Step1XEditTransformer2DModel, folder / "transformer", dtype),
+        "text_encoder": load_component(text_encoder_class(), folder / "text_encoder", dtype),
+        "vae": load_component(_vae_class(index["vae"][1]), folder / "vae", torch.float32),
     }
 
 
-def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One component; what the library only reports is an error."""
+def load_component(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One component; what the library only reports is an error.
+
+    Args:
+        model_class: Of diffusers or transformers, or ours.
+        folder: With ``config.json`` and safetensors files.
+        dtype: Precision to hold the weights in.
+
+    Raises:
+        CheckpointError: A file or a tensor is missing, broken, unexpected or misshapen.
+    """
     read_config(folder)  # without one, transformers would build the full-size model
     summarise(folder)
     is_transformers = hasattr(model_class, "prepare_inputs_for_generation")
@@ -79,7 +88,8 @@ def _with_shapes(name: str, found: Iterable[int], wanted: Iterable[int]) -> str:
     return f"{name} {[*found]} instead of {[*wanted]}"
 
 
-def _text_encoder_class() -> Any:
+def text_encoder_class() -> Any:
+    """The language model's class, which takes seconds to import."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     return Qwen2_5_VLForConditionalGeneration

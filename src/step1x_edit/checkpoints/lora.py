@@ -29,20 +29,21 @@ def applied(choices: Sequence[LoraChoice]) -> tuple[AppliedLora, ...]:
     )
 
 
-def check_loras(choices: Sequence[LoraChoice], folder: Path | None) -> None:
+def check_loras(choices: Sequence[LoraChoice], transformer: Path | None) -> None:
     """Refuse what is no LoRA of Step1X-Edit, or none of this model.
 
     Args:
         choices: What is to be put on.
-        folder: The model, diffusers layout; None where it is not on this machine yet.
+        transformer: The model's transformer; None where it is not on this machine yet. An official
+            file is looked into when the model is loaded, a folder here.
 
     Raises:
         CheckpointError: Naming the file, and the layers that do not fit.
     """
     for choice in choices:
         header = read_header(choice.file)
-        if folder is not None:
-            check_fit(header, _layer_sizes(folder / "transformer"))
+        if transformer is not None and transformer.is_dir():
+            check_fit(header, _layer_sizes(transformer))
 
 
 def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:

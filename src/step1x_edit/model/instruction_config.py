@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from step1x_edit.errors import CheckpointError
+from step1x_edit.model.release_text import kept_text
 
 CONFIG_NAME = "instruction.json"
 _TOKEN_AREA = 28 * 28  # pixels that one picture token of Qwen2.5-VL stands for
@@ -100,6 +101,11 @@ class InstructionConfig(BaseModel):
         """The same configuration with the fetched prefix filled in."""
         return self.model_copy(update={"prefix": prefix})
 
+    def with_kept_prefix(self) -> InstructionConfig:
+        """The same configuration, a missing prefix filled in where this machine has a copy."""
+        kept = kept_text(self.prefix_constant or "") if self.prefix is None else None
+        return self if kept is None else self.with_prefix(kept)
+
     def require_prefix(self) -> str:
         """The prefix, or an error that says how to get it.
 
@@ -110,7 +116,8 @@ class InstructionConfig(BaseModel):
             raise CheckpointError(
                 f"the instruction prefix {self.prefix_constant!r} of this model is not here (it is "
                 "text of the official release, which is not ours to ship): fetch it with "
-                "`step1x models pull`, or pass `--official-source DIR`, a checkout of the release"
+                "`step1x models pull constants`, offline with `--official-source DIR` besides, DIR "
+                "being a checkout of the release"
             )
         return self.prefix
 
@@ -125,3 +132,15 @@ RELEASE_V1 = InstructionConfig(
     max_pixels=324 * _TOKEN_AREA,
 )
 """Step1X-Edit v1.0 and v1.1 (spec: official-model.md, sections 3.4 to 3.6)."""
+
+
+def read_instruction(folder: Path) -> InstructionConfig:
+    """How the model of a folder wants its instructions: as its file says, or as released.
+
+    Args:
+        folder: The published ones hold no `instruction.json`.
+
+    Raises:
+        CheckpointError: The file is broken.
+    """
+    return InstructionConfig.load(folder) if (folder / CONFIG_NAME).exists() else RELEASE_V1

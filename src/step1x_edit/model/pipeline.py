@@ -38,7 +38,7 @@ from step1x_edit.model.instruction import (
     InstructionEncoder,
     InstructionFeatures,
 )
-from step1x_edit.model.instruction_config import CONFIG_NAME
+from step1x_edit.model.instruction_config import read_instruction
 from step1x_edit.model.latents import (
     PIXELS_PER_TOKEN,
     decode_tokens,
@@ -139,17 +139,17 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         Args:
             pretrained_model_name_or_path: Folder, or name on the hub.
             kwargs: As of `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            CheckpointError: The release's prompt prefix has not been fetched.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            download = {
-                k: v
-                for k, v in kwargs.items()
-                if k in ("cache_dir", "revision", "token", "local_files_only")
-            }
+            names = ("cache_dir", "revision", "token", "local_files_only")
+            download = {name: kwargs[name] for name in names if name in kwargs}
             folder = Path(cls.download(pretrained_model_name_or_path, **download))
-        if "instruction" not in kwargs and (folder / CONFIG_NAME).exists():
-            kwargs["instruction"] = InstructionConfig.load(folder)
+        kwargs.setdefault("instruction", read_instruction(folder).with_kept_prefix())
+        kwargs["instruction"].require_prefix()  # before gigabytes are read
         if "processor" not in kwargs:
             kwargs["processor"] = PictureProcessor.from_pretrained(folder / "processor")
         return cast("Step1XEditPipeline", super().from_pretrained(folder, **kwargs))
