@@ -18,11 +18,11 @@ from PIL import Image
 
 from step1x_edit import images
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL, locate
-from step1x_edit.checkpoints.contents import fingerprint, one_line
-from step1x_edit.checkpoints.folder import load_components
-from step1x_edit.errors import CheckpointError, InvalidRequest
+from step1x_edit.checkpoints.contents import one_line, weights_hash
+from step1x_edit.errors import CheckpointError
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest, EditResult, Provenance, RuntimeConfig
+from step1x_edit.runtime.apply import load_pipeline
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -34,7 +34,7 @@ class Editor:
     Args:
         pipeline: The loaded pipeline.
         model: The name or path that it was loaded by.
-        model_hash: Tells which weights these are; see `fingerprint`.
+        model_hash: Tells which weights these are; see `weights_hash`.
     """
 
     def __init__(self, pipeline: Step1XEditPipeline, model: str, model_hash: str) -> None:
@@ -49,10 +49,10 @@ class Editor:
 
         Args:
             model: A name of the catalogue, a diffusers-layout folder, or a hub repository.
-            runtime: Precision, device, threads.
+            runtime: Precision, device, threads, where weights wait.
 
         Raises:
-            InvalidRequest: The model is unknown.
+            InvalidRequest: The model is unknown, or the device is not there.
             CheckpointError: Its files are not what they should be.
         """
         runtime = runtime or RuntimeConfig.checked()
@@ -60,12 +60,8 @@ class Editor:
         folder = Path(location)
         if not folder.is_dir():
             folder = _download(location)
-        if runtime.threads:
-            torch.set_num_threads(runtime.threads)
-        device = _device(runtime.device)
-        components = load_components(folder, _dtype(runtime.dtype, device))
-        pipeline = Step1XEditPipeline.from_pretrained(folder, **components)
-        return cls(pipeline.to(device), model, fingerprint(folder))
+        pipeline = load_pipeline(folder, runtime).pipeline
+        return cls(pipeline, model, weights_hash(folder, runtime.weights))
 
     def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
         """Edit a picture, or draw one where the request has none.
@@ -165,26 +161,6 @@ def _download(repository: str) -> Path:
         raise CheckpointError(
             f"model {repository!r} cannot be fetched: {type(error).__name__}: {one_line(error)}"
         ) from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    present = {
-        "cpu": True,
-        "cuda": int(index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present[kind]:
-        raise InvalidRequest(f"device {name!r} is not there: give another, or auto")
-    return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def _to_pil(pixels: np.ndarray) -> Image.Image:

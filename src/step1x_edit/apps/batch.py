@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from step1x_edit import images
 from step1x_edit.apps import checks, options
 from step1x_edit.apps.console import explain, working
-from step1x_edit.checkpoints.contents import fingerprint
+from step1x_edit.checkpoints.contents import weights_hash
 from step1x_edit.errors import InvalidRequest, Step1XEditError
-from step1x_edit.request import EditRequest, read_provenance
+from step1x_edit.request import EditRequest, RuntimeConfig, read_provenance
 
 if TYPE_CHECKING:
     from step1x_edit.editor import Editor
@@ -81,7 +81,7 @@ class Batch:
                 made.todo[name] = Item(request, target)
         return made
 
-    def look_for_done(self, model: str, *, quiet: bool) -> None:
+    def look_for_done(self, model: str, runtime: RuntimeConfig, *, quiet: bool) -> None:
         """Check every picture, and take out of `todo` what is bad and what is done already.
 
         Raises:
@@ -89,7 +89,7 @@ class Batch:
             CheckpointError: The model's files are not what they should be.
         """
         local = checks.check_model(model)
-        model_hash = None if local is None else fingerprint(local.folder)
+        model_hash = None if local is None else weights_hash(local.folder, runtime.weights)
         total = len(self.todo)
         with working("checking", quiet=quiet, steps=True) as bar:
             for count, (name, item) in enumerate(tuple(self.todo.items()), 1):

@@ -7,7 +7,7 @@ them. `Editor` checks again what it is given.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from step1x_edit import images
 from step1x_edit.checkpoints.catalog import locate
@@ -20,7 +20,7 @@ from step1x_edit.checkpoints.contents import (
     summarise,
 )
 from step1x_edit.errors import CheckpointError, InvalidRequest
-from step1x_edit.request import EditRequest
+from step1x_edit.request import EditRequest, ModelForm
 
 
 class LocalModel(NamedTuple):
@@ -50,6 +50,30 @@ def check_model(model: str) -> LocalModel | None:
         read_config(folder / component)
         summarise(folder / component)
     return LocalModel(folder, read_settings(index))
+
+
+def check_conversion(source: str, target: Path, to: str) -> Path:
+    """Where the source of a conversion is.
+
+    Raises:
+        InvalidRequest: There is no such source, the target exists or cannot be made, or the form is
+            unknown.
+        CheckpointError: The source is no complete model.
+    """
+    forms = get_args(ModelForm)
+    if to not in forms:
+        raise InvalidRequest(f"--to {to}: give one of {', '.join(forms)}")
+    if target.exists():
+        raise InvalidRequest(f"{target} exists already: give another name, or remove it")
+    check_folder(target.parent)
+    if Path(source).is_file():
+        if to == "official":
+            raise InvalidRequest(f"{source} is an official file already: give a model folder")
+        return Path(source)
+    model = check_model(source)
+    if model is None:
+        raise InvalidRequest(f"{source} is not on this machine: give a folder or a file")
+    return model.folder
 
 
 def check_pictures(request: EditRequest) -> images.Picture | None:

@@ -35,7 +35,13 @@ DRAW_FLAGS = SAMPLING_FLAGS | {
     "height": "--height",
     "num_images": "--num-images",
 }
-RUNTIME_FLAGS = {"dtype": "--dtype", "device": "--device", "threads": "--threads"}
+RUNTIME_FLAGS = {
+    "dtype": "--dtype",
+    "device": "--device",
+    "threads": "--threads",
+    "weights": "--weights",
+    "offload": "--offload",
+}
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
 _Checked = TypeVar("_Checked", EditRequest, RuntimeConfig)

@@ -137,6 +137,16 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def weights_hash(folder: Path, weights: str) -> str:
+    """Tells which weights a picture was made with: `fingerprint`, and how they were stored.
+
+    Args:
+        folder: A diffusers-layout folder.
+        weights: Of the `RuntimeConfig`.
+    """
+    return fingerprint(folder) + ("" if weights == "auto" else f"-{weights}")
+
+
 def one_line(error: Exception) -> str:
     """What an error of another library says, on one line of at most 400 characters."""
     text = " ".join(str(error).split())
