@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from step1x_edit import RuntimeConfig
 from step1x_edit.apps import cli
+from step1x_edit.errors import CheckpointError
 from step1x_edit.runtime.apply import load_pipeline, open_networks
 from step1x_edit.runtime.convert import convert
 from step1x_edit.runtime.load import NetworkLoader, open_transformer
@@ -100,6 +101,20 @@ def test_plain_fp8_files_run_as_they_are(tiny_model, tmp_path):
     loader = NetworkLoader(*opened, None, torch.float32, torch.device("cpu"))
     loader.load()
     assert loader.model.get_parameter("transformer_blocks.0.ff.net.2.weight").itemsize == 1
+
+
+@pytest.mark.parametrize("change", ["missing", "mismatched"])
+def test_scales_that_do_not_fit_are_refused(tiny_model, tmp_path, change):
+    convert(tiny_model, tmp_path / "int8", "int8")
+    (file,) = (tmp_path / "int8" / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    name = "transformer_blocks.0.attn.to_q.weight_scale"
+    scale = tensors.pop(name)
+    if change == "mismatched":
+        tensors[name] = scale[1:].clone()
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=rf"tensors 1 {change} \({name}"):
+        picture_of(tmp_path / "int8")
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,11 @@ def file_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         owner, _, key = name.rpartition(".")
         tensor = parameter.detach()
-        if isinstance(owners[owner], StoredLinear):
+        module = owners[owner]
+        if isinstance(module, StoredLinear):
             if key == SCALE:
                 tensor = tensor.bfloat16()
-            elif key == "weight" and owners[owner].precision == "fp8":
+            elif key == "weight" and module.precision == "fp8":
                 tensor = tensor.view(FP8)
         tensors[name] = tensor
     return tensors

@@ -36,6 +36,7 @@ from step1x_edit.runtime.precision import (
     blocks,
     empty_stored,
     replace_module,
+    scale_shape,
     store,
     widen,
 )
@@ -208,14 +209,15 @@ class NetworkLoader:
             if source in self.files.places and target not in self.files.places:
                 self.files.places[target] = self.files.places[source]
         found = {name: self._dense_shape(name, wanted) for name in self.files.places}
-        scales = {f"{name}_scale" for name in wanted}
+        for name, shape in list(wanted.items()):
+            precision = FILE_DTYPES.get(self.files.places[name].dtype) if name in found else None
+            # fp8 alone may come without: numbers that were cast as they are.
+            is_matrix = len(shape) == 2
+            if is_matrix and precision and (precision != "fp8" or f"{name}_scale" in found):
+                wanted[f"{name}_scale"] = scale_shape(shape, precision)
         problem = describe_misfit(
             missing=[name for name in wanted if name not in found],
-            unexpected=[
-                name
-                for name in found
-                if name not in wanted and name not in tied and name not in scales
-            ],
+            unexpected=[name for name in found if name not in wanted and name not in tied],
             mismatched=[
                 (name, found[name], shape)
                 for name, shape in wanted.items()

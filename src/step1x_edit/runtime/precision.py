@@ -113,6 +113,11 @@ def bits_shape(shape: Sequence[int], precision: Precision) -> tuple[int, ...]:
     return shape[0], groups * INT4_GROUP // 2
 
 
+def scale_shape(shape: Sequence[int], precision: Precision) -> tuple[int, int]:
+    """Shape of the scale of a weight of `shape` (out, in)."""
+    return shape[0], -(-shape[1] // INT4_GROUP) if precision == "int4" else 1
+
+
 def widen(stored: Stored, precision: Precision, dtype: torch.dtype, in_features: int) -> Tensor:
     """A stored weight as numbers of `dtype`, (out, in_features)."""
     return _WIDEN[precision](stored, dtype)[:, :in_features]
@@ -146,8 +151,8 @@ class StoredLinear(nn.Linear):
             dtype=torch.int8 if precision == "int8" else torch.uint8,
             device=device,
         )
-        groups = bits.shape[1] * 2 // INT4_GROUP if precision == "int4" else 1
-        scale = torch.empty((out_features, groups), dtype=dtype, device=device)
+        shape = scale_shape((out_features, in_features), precision)
+        scale = torch.empty(shape, dtype=dtype, device=device)
         self.weight = nn.Parameter(bits, requires_grad=False)
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
         if bias:
@@ -221,15 +226,12 @@ def store_linears(model: nn.Module, precision: Precision) -> None:
         precision: How to store them.
     """
     for name, linear in list(block_linears(model)):
-        dense = linear.widened(linear.weight_scale.dtype) if is_stored(linear) else linear.weight
+        dense = linear.weight
+        if isinstance(linear, StoredLinear):
+            dense = linear.widened(linear.weight_scale.dtype)
         made = empty_stored(linear, precision, dense.dtype)
         bits, scale = store(dense.detach(), precision)
         made.weight = nn.Parameter(bits, requires_grad=False)
         made.weight_scale = nn.Parameter(scale.to(dense.dtype), requires_grad=False)
         made.bias = linear.bias
         replace_module(model, name, made.train(linear.training))
-
-
-def is_stored(module: nn.Module) -> bool:
-    """Whether a module is a `StoredLinear`."""
-    return isinstance(module, StoredLinear)
