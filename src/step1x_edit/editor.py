@@ -18,9 +18,8 @@ from PIL import Image
 from step1x_edit import images
 from step1x_edit.checkpoints import constants, hub, resolve
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
-from step1x_edit.checkpoints.load import load_pipeline
 from step1x_edit.checkpoints.lora import applied
-from step1x_edit.errors import CheckpointError, InvalidRequest
+from step1x_edit.errors import CheckpointError
 from step1x_edit.model.instruction_config import read_instruction
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import (
@@ -31,6 +30,7 @@ from step1x_edit.request import (
     Provenance,
     RuntimeConfig,
 )
+from step1x_edit.runtime.apply import load_pipeline
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -42,7 +42,7 @@ class Editor:
     Args:
         pipeline: The loaded pipeline.
         model: The name or path that it was loaded by.
-        model_hash: Tells which weights these are; see `fingerprint`.
+        model_hash: Tells which weights these are; see `resolve.weights_hash`.
         lora: What has been put on it.
     """
 
@@ -66,10 +66,11 @@ class Editor:
         Args:
             model: A name of the catalogue, a hub repository, a diffusers-layout folder, a folder of
                 official files, or an official transformer file with the others beside it.
-            runtime: Precision, device, threads, LoRAs, whether to fetch what is not here.
+            runtime: Precision, device, threads, where weights wait, LoRAs, whether to fetch what
+                is not here.
 
         Raises:
-            InvalidRequest: The model is unknown.
+            InvalidRequest: The model is unknown, or the device is not there.
             CheckpointError: Its files, or those of a LoRA, are not what they should be, or not
                 here.
             Step1XEditError: It cannot be fetched.
@@ -82,14 +83,11 @@ class Editor:
             official_source=runtime.official_source,
             offline=runtime.offline,
         )
-        if runtime.threads:
-            torch.set_num_threads(runtime.threads)
-        device = _device(runtime.device)
-        pipeline = load_pipeline(files, _dtype(runtime.dtype, device), instruction)
-        pipeline.to(device)
+        pipeline = load_pipeline(files, instruction, runtime).pipeline
         if runtime.lora:
             _put_on(pipeline, runtime.lora)
-        return cls(pipeline, model, files.fingerprint(), applied(runtime.lora))
+        model_hash = resolve.weights_hash(files, runtime.weights)
+        return cls(pipeline, model, model_hash, applied(runtime.lora))
 
     def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
         """Edit a picture, or draw one where the request has none.
@@ -205,26 +203,6 @@ def _files(model: str, *, offline: bool) -> resolve.ModelFiles:
     if files is None:
         raise CheckpointError(f"{model!r} was fetched and is not whole: run `step1x models pull`")
     return files
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    present = {
-        "cpu": True,
-        "cuda": int(index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present[kind]:
-        raise InvalidRequest(f"device {name!r} is not there: give another, or auto")
-    return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return getattr(torch, name)
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def _to_pil(pixels: np.ndarray) -> Image.Image:

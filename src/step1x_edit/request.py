@@ -34,6 +34,9 @@ LIMIT = "limit"
 PictureSource = Annotated[
     Path | Image.Image | None, WithJsonSchema({"type": "string", "format": "binary"})
 ]
+ModelForm = Literal["diffusers", "official", "fp8", "int8", "int4"]
+"""What a model can be converted to."""
+
 PICTURE_LIMIT: JsonDict = {LIMIT: "a file path or an opened picture"}
 MAX_LORA_WEIGHT = 10.0
 
@@ -188,6 +191,17 @@ class RuntimeConfig(_Checked):
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; default: torch's own"
+    )
+    weights: Literal["auto", "fp8", "int8", "int4"] = Field(
+        "auto",
+        description="how the transformer's and the language model's blocks are stored; fewer bits "
+        "take less memory and come a little less close. auto: as the files are",
+    )
+    offload: Literal["none", "model", "block", "disk"] = Field(
+        "none",
+        description="where weights wait until they are needed. none: on the device. model, block: "
+        "in main memory, network by network or block by block, for GPUs. disk: in the model's "
+        "files, two blocks in memory; slower, the same picture",
     )
     offline: bool = Field(False, description="never touch the network: what is not here is refused")
     official_source: Path | None = Field(

@@ -215,6 +215,8 @@ def test_setting_out_of_range(here, option, value, limit):
         ("--dtype", "float8", "bfloat16"),
         ("--device", "tpu", "cuda"),
         ("--threads", "0", "1"),
+        ("--weights", "fp7", "fp8"),
+        ("--offload", "cloud", "disk"),
     ],
 )
 def test_every_setting_names_its_limit(here, monkeypatch, capsys, option, value, limit):

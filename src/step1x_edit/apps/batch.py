@@ -14,7 +14,7 @@ from step1x_edit import images
 from step1x_edit.apps import checks, options
 from step1x_edit.apps.console import explain, working
 from step1x_edit.checkpoints.lora import applied, check_loras
-from step1x_edit.checkpoints.resolve import ModelFiles
+from step1x_edit.checkpoints.resolve import ModelFiles, weights_hash
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.request import EditRequest, RuntimeConfig, read_provenance
 
@@ -92,7 +92,7 @@ class Batch:
         local = checks.check_model(model)
         check_loras(runtime.lora, local and local.components["transformer"])
         made_by = {
-            "model_hash": None if local is None else local.fingerprint(),
+            "model_hash": None if local is None else weights_hash(local, runtime.weights),
             "lora": applied(runtime.lora),
         }
         total = len(self.todo)

@@ -7,12 +7,13 @@ them. `Editor` checks again what it is given.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from step1x_edit import images
 from step1x_edit.checkpoints import resolve
 from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.errors import InvalidRequest
-from step1x_edit.request import EditRequest
+from step1x_edit.request import EditRequest, ModelForm
 
 
 def check_model(model: str) -> ModelFiles | None:
@@ -26,6 +27,32 @@ def check_model(model: str) -> ModelFiles | None:
     if files is not None:
         files.check()
     return files
+
+
+def check_conversion(source: str, target: Path, to: str) -> Path:
+    """Where the source of a conversion is.
+
+    Raises:
+        InvalidRequest: There is no such source, the target exists or cannot be made, or the form is
+            unknown.
+        CheckpointError: The source is no complete model.
+    """
+    forms = get_args(ModelForm)
+    if to not in forms:
+        raise InvalidRequest(f"--to {to}: give one of {', '.join(forms)}")
+    if target.exists():
+        raise InvalidRequest(f"{target} exists already: give another name, or remove it")
+    check_folder(target.parent)
+    if Path(source).is_file():
+        if to == "official":
+            raise InvalidRequest(f"{source} is an official file already: give a model folder")
+        return Path(source)
+    model = check_model(source)
+    if model is None:
+        raise InvalidRequest(f"{source} is not on this machine: give a folder or a file")
+    if model.layout == "diffusers":
+        return model.place
+    return model.components["transformer"]
 
 
 def check_pictures(request: EditRequest) -> images.Picture | None:

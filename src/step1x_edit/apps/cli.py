@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from typer.exceptions import TyperException
@@ -25,7 +25,7 @@ from step1x_edit.apps.console import (
     working,
 )
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
-from step1x_edit.request import EditRequest, RuntimeConfig
+from step1x_edit.request import EditRequest, ModelForm, RuntimeConfig
 
 if TYPE_CHECKING:
     from step1x_edit.editor import Editor
@@ -188,6 +188,37 @@ def models_pull(
 
     say = (lambda _: None) if quiet else typer.echo
     pull(model, source, official_source, say=say, quiet=quiet)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="a model, or an official transformer file")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="what to write; must not exist")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="|".join(get_args(ModelForm)),
+            help="diffusers: a folder; official: the transformer as one file; fp8, int8, int4: a "
+            "folder with the blocks' weights in fewer bits, which runs as it is",
+        ),
+    ],
+    quiet: Quiet = False,
+) -> None:
+    """Write a model in another layout, or in fewer bits."""
+    from step1x_edit.apps import checks
+
+    place = checks.check_conversion(source, target, to)
+    with working(f"writing {target}", quiet=quiet):
+        quieten()
+        from step1x_edit.runtime.convert import convert as write
+
+        written = write(place, target, cast("ModelForm", to))
+    if not quiet:
+        for file in written:
+            typer.echo(str(file))
 
 
 @bench_app.command("mini")

@@ -39,6 +39,8 @@ RUNTIME_FLAGS = {
     "dtype": "--dtype",
     "device": "--device",
     "threads": "--threads",
+    "weights": "--weights",
+    "offload": "--offload",
     "lora": "--lora",
     "offline": "--offline",
     "official_source": "--official-source",

@@ -1,10 +1,10 @@
 """Load a diffusers-layout folder strictly: no tensor missing, unexpected or of another shape.
 
 diffusers and transformers warn where they should refuse; here what they report becomes a
-`CheckpointError`. Called by `load`.
+`CheckpointError`. Called by `load` and `runtime`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,21 @@ def load_components(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "transformer": load_component(Step1XEditTransformer2DModel, folder / "transformer", dtype),
         "text_encoder": load_component(text_encoder_class(), folder / "text_encoder", dtype),
-        "vae": load_component(_vae_class(index["vae"][1]), folder / "vae", torch.float32),
+        "vae": load_vae(folder, index),
     }
+
+
+def load_vae(folder: Path, index: Mapping[str, Any]) -> Any:
+    """The autoencoder of a model folder, in float32.
+
+    Args:
+        folder: Local folder.
+        index: From `read_index`; names the autoencoder's class.
+
+    Raises:
+        CheckpointError: As of `load_components`.
+    """
+    return load_component(_vae_class(index["vae"][1]), folder / "vae", torch.float32)
 
 
 def load_component(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -66,16 +79,35 @@ def load_component(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
+    problem = describe_misfit(
+        **{kind: report.get(f"{kind}_keys") for kind in ("missing", "unexpected", "mismatched")}
+    )
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}")
+    return model.eval()
+
+
+def describe_misfit(
+    missing: Iterable[Any] | None,
+    unexpected: Iterable[Any] | None,
+    mismatched: Iterable[Any] | None,
+) -> str | None:
+    """What is wrong with a component's tensors, in one line; None where nothing is.
+
+    Args:
+        missing: Names that the model has and the files do not.
+        unexpected: Names that the files have and the model does not.
+        mismatched: Names with the shape found and the shape wanted.
+    """
+    kinds = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
     problems = [
         f"{len(names)} {kind} ({_first(names)})"
-        for kind in ("missing", "unexpected", "mismatched")
-        if (names := report.get(f"{kind}_keys"))
+        for kind, found in kinds.items()
+        if (names := list(found or ()))
     ]
-    if problems:
-        raise CheckpointError(
-            f"{folder}: tensors {'; '.join(problems)}: the weights do not fit the config"
-        )
-    return model.eval()
+    if not problems:
+        return None
+    return f"tensors {'; '.join(problems)}: the weights do not fit the config"
 
 
 def _first(names: Iterable[Any]) -> str:

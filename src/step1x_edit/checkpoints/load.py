@@ -1,4 +1,7 @@
-"""From a model's files to a pipeline, whichever layout they are in. Called by `Editor.load`."""
+"""From a model's files to a pipeline, whichever layout they are in. Called by `runtime.apply`."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -6,8 +9,14 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 from torch import nn
 
-from step1x_edit.checkpoints.folder import load_component, load_components, text_encoder_class
-from step1x_edit.checkpoints.official import load_transformer, load_vae
+from step1x_edit.checkpoints.folder import (
+    load_component,
+    load_components,
+    load_vae,
+    text_encoder_class,
+)
+from step1x_edit.checkpoints.official import load_transformer
+from step1x_edit.checkpoints.official import load_vae as load_official_vae
 from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.instruction_config import InstructionConfig
@@ -15,18 +24,15 @@ from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.model.processor import PictureProcessor
 
 
-def load_pipeline(
-    files: ModelFiles, dtype: torch.dtype, instruction: InstructionConfig
-) -> Step1XEditPipeline:
-    """Read a model strictly.
+def load_networks(files: ModelFiles, dtype: torch.dtype) -> dict[str, Any]:
+    """Read a model's networks strictly.
 
     Args:
         files: From `resolve`, checked.
         dtype: Precision of the transformer and the text encoder; the autoencoder stays in float32.
-        instruction: With its prefix.
 
     Returns:
-        On the CPU.
+        Component → module, on the CPU.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected, of another shape, or not a number.
@@ -34,24 +40,46 @@ def load_pipeline(
     parts = files.components
     if files.layout == "diffusers":
         networks = load_components(files.place, dtype)
-        pipeline = Step1XEditPipeline.from_pretrained(
-            files.place, instruction=instruction, **networks
-        )
     else:
         networks = {
             "transformer": load_transformer(parts["transformer"], torch_dtype=dtype),
-            "vae": load_vae(parts["vae"], torch_dtype=torch.float32),
+            "vae": load_autoencoder(files),
             "text_encoder": load_component(text_encoder_class(), parts["text_encoder"], dtype),
         }
-        pipeline = Step1XEditPipeline(
-            processor=PictureProcessor.from_pretrained(parts["processor"]),
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            instruction=instruction,
-            **networks,
-        )
     for name, network in networks.items():
         check_numbers(network, str(parts[name]))
-    return pipeline
+    return networks
+
+
+def load_autoencoder(files: ModelFiles) -> Any:
+    """A model's autoencoder, in float32.
+
+    Raises:
+        CheckpointError: As of `load_networks`.
+    """
+    if files.layout == "diffusers":
+        return load_vae(files.place, files.index)
+    return load_official_vae(files.components["vae"], torch_dtype=torch.float32)
+
+
+def build_pipeline(
+    files: ModelFiles, networks: Mapping[str, Any], instruction: InstructionConfig
+) -> Step1XEditPipeline:
+    """A pipeline of networks and of what else the model's files hold.
+
+    Args:
+        files: From `resolve`, checked.
+        networks: Component → module.
+        instruction: With its prefix.
+    """
+    if files.layout == "diffusers":
+        return Step1XEditPipeline.from_pretrained(files.place, instruction=instruction, **networks)
+    return Step1XEditPipeline(
+        processor=PictureProcessor.from_pretrained(files.components["processor"]),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        instruction=instruction,
+        **networks,
+    )
 
 
 @torch.no_grad()

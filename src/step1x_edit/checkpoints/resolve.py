@@ -126,6 +126,16 @@ class ModelFiles:
             )
 
 
+def weights_hash(files: ModelFiles, weights: str) -> str:
+    """Tells which weights a picture was made with: the fingerprint, and how they were stored.
+
+    Args:
+        files: The model.
+        weights: Of the `RuntimeConfig`.
+    """
+    return files.fingerprint() + ("" if weights == "auto" else f"-{weights}")
+
+
 def find(model: str) -> ModelFiles | None:
     """The files of a model; None where it is known, and has still to be fetched.
 

@@ -1,0 +1,237 @@
+"""Tensors of safetensors files, read one by one with plain reads.
+
+The safetensors library maps files into memory, so that every page that was ever touched counts as
+resident. Whoever loads a large model piece by piece, or streams it, reads by `TensorFiles.read`
+instead: what is in memory is the tensor that was asked for.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from step1x_edit.checkpoints.contents import one_line
+from step1x_edit.errors import CheckpointError
+from step1x_edit.model.official_layout import transformer_rows
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""The format's names of what a weights file may hold."""
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes are."""
+
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    halves_swapped: bool = False
+    """Whether the second half of its rows comes first in the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the tensor in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFiles:
+    """The tensors of a component, by name.
+
+    Args:
+        origin: The folder or the file, for messages.
+        places: Tensor name → where it is.
+        keep_cached: Let the system keep what was read in its page cache. Worth it where all of it
+            fits beside the rest; otherwise the pages would only drive others out.
+    """
+
+    def __init__(self, origin: Path, places: dict[str, Place], *, keep_cached: bool = True) -> None:
+        self.origin = origin
+        self.places = places
+        self.keep_cached = keep_cached
+        self.bytes_read = 0
+
+    @classmethod
+    def of_folder(cls, component: Path, renames: Iterable[tuple[str, str]] = ()) -> "TensorFiles":
+        """Open a component folder.
+
+        Args:
+            component: Folder of safetensors files.
+            renames: Pairs of a regular expression and what replaces it, applied in order to each
+                name.
+
+        Raises:
+            CheckpointError: There is no file, or one is broken, or two hold the same tensor.
+        """
+        files = sorted(component.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(
+                f"{component} holds no safetensors file: the model folder is incomplete"
+            )
+        places: dict[str, Place] = {}
+        for file in files:
+            for name, place in read_places(file).items():
+                for pattern, replacement in renames:
+                    name = re.sub(pattern, replacement, name)
+                if name in places:
+                    raise CheckpointError(f"{file}: {name} is in {places[name].file.name} as well")
+                places[name] = place
+        return cls(component, places)
+
+    @classmethod
+    def of_official(cls, path: Path, shapes: Mapping[str, Sequence[int]]) -> "TensorFiles":
+        """Open an official transformer file under our names.
+
+        Args:
+            path: The file.
+            shapes: Shape of each parameter of the transformer.
+
+        Raises:
+            CheckpointError: The file is broken.
+        """
+        found = read_places(path)
+        places: dict[str, Place] = {}
+        for row in transformer_rows(shapes):
+            place = found.pop(row.official, None)
+            if place is None:
+                continue
+            heights = [shapes[name][0] for name in row.ours]
+            if place.shape[:1] != (sum(heights),):  # of another model, which is seen by its shape
+                places[row.ours[0]] = place
+                continue
+            offset = place.offset
+            for name, height in zip(row.ours, heights, strict=True):
+                swapped = row.rule == "swap_halves"
+                piece = Place(path, offset, place.dtype, (height, *place.shape[1:]), swapped)
+                places[name] = piece
+                offset += piece.num_bytes
+        return cls(path, places | found)
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all tensors."""
+        return sum(place.num_bytes for place in self.places.values())
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor as the file has it, or some of its rows.
+
+        Args:
+            name: A key of `places`.
+            rows: Along the first axis, without a step; all by default. Not where halves are
+                swapped.
+
+        Raises:
+            CheckpointError: The file ends early.
+        """
+        file, offset, dtype, shape, swapped = self.places[name]
+        if rows is not None:
+            start, stop, _ = rows.indices(shape[0])
+            offset += start * prod(shape[1:]) * dtype.itemsize
+            shape = (stop - start, *shape[1:])
+        tensor = torch.empty(shape, dtype=dtype)
+        self._fill(tensor.flatten().view(torch.uint8), file, offset)
+        return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
+
+    def _fill(self, target: Tensor, file: Path, offset: int) -> None:
+        view = memoryview(target.numpy())
+        number = os.open(file, os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(view):
+                count = os.preadv(number, [view[done:]], offset + done)
+                if count == 0:
+                    raise CheckpointError(f"{file} ends early: get it again")
+                done += count
+            if not self.keep_cached:
+                os.posix_fadvise(number, offset, len(view), os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(number)
+        self.bytes_read += len(view)
+
+
+def read_places(file: Path) -> dict[str, Place]:
+    """Where the tensors of a safetensors file are, from its header.
+
+    Raises:
+        CheckpointError: Not a whole safetensors file.
+    """
+    try:
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size)) if size < file.stat().st_size else None
+        if not isinstance(header, dict):
+            raise ValueError("no header")
+        header.pop("__metadata__", None)
+        places = {
+            name: Place(
+                file,
+                8 + size + entry["data_offsets"][0],
+                DTYPES[entry["dtype"]],
+                tuple(entry["shape"]),
+            )
+            for name, entry in header.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({one_line(error)}): get it again") from error
+    end = max((place.offset + place.num_bytes for place in places.values()), default=0)
+    if end != file.stat().st_size:
+        raise CheckpointError(
+            f"{file} has {file.stat().st_size} bytes instead of {end}: get it again"
+        )
+    return places
+
+
+def write_tensors(
+    path: Path,
+    entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    make: Callable[[str], Tensor],
+) -> None:
+    """Write a safetensors file with one tensor in memory at a time.
+
+    The file appears under its name only when it is whole.
+
+    Args:
+        path: Target; replaced if it exists.
+        entries: Tensor name → dtype and shape, in the order in which they are written.
+        make: Gives the tensor of a name.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, (dtype, shape) in entries.items():
+        end = offset + prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": names[dtype],
+            "shape": [*shape],
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to eight bytes
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            for name, (dtype, shape) in entries.items():
+                tensor = make(name)
+                assert (tensor.dtype, tuple(tensor.shape)) == (dtype, tuple(shape)), name
+                file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,80 @@
+"""Weights that wait in main memory until the GPU needs them, by diffusers' own hooks.
+
+Where the networks run on the CPU, main memory is where they are, and there is nothing to move:
+`offload_to_memory` says so and leaves the pipeline as it is. Called by `apply`; blocks that wait in
+files are the work of `disk`.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+from accelerate.hooks import CpuOffload, add_hook_to_module
+from diffusers.hooks.group_offloading import apply_group_offloading
+from torch import Tensor, nn
+
+from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.runtime.disk import BlockStream, StreamTimes, Weights, empty_parameter
+from step1x_edit.runtime.precision import blocks
+
+logger = logging.getLogger(__name__)
+
+
+def offload_to_memory(
+    pipeline: Step1XEditPipeline, unit: Literal["model", "block"], device: torch.device
+) -> None:
+    """Keep weights in main memory and bring them to the device for their turn.
+
+    Args:
+        pipeline: With all networks on the CPU.
+        unit: What is brought at once: a network, or a block, the next one on a stream of its own
+            where the device has streams.
+        device: Where they run.
+    """
+    if device.type == "cpu":
+        logger.warning(
+            "offload %s keeps weights in main memory, which is where a CPU has them: it saves "
+            "nothing here; disk does",
+            unit,
+        )
+    elif unit == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+        # The pipeline enters the language model one level further down.
+        add_hook_to_module(pipeline.text_encoder.model, CpuOffload(device))
+    if unit == "block":
+        apply_group_offloading(
+            pipeline.transformer,
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            use_stream=device.type == "cuda",
+        )
+        stream_from_memory(pipeline.text_encoder, device)
+        pipeline.vae.to(device)
+
+
+def stream_from_memory(model: Any, device: torch.device) -> BlockStream:
+    """Bring a model's blocks to the device one by one, and the rest for good.
+
+    For the language model, which the pipeline enters through its inner modules: diffusers' hooks
+    stand on the outer one. It runs once an edit, so that there is nothing to gain from more.
+
+    Args:
+        model: On the CPU; see `precision.blocks`.
+        device: Where it runs.
+    """
+    waiting: dict[nn.Parameter, Tensor] = {}
+    streamed = [block for _, block in blocks(model)]
+    for block in streamed:
+        for parameter in block.parameters():
+            waiting[parameter] = parameter.data
+            parameter.data = empty_parameter(parameter.shape, parameter.dtype, device).data
+    model.to(device)
+
+    def bring(block: nn.Module) -> Weights:
+        own = (parameter for parameter in block.parameters() if parameter in waiting)
+        return {parameter: waiting[parameter].to(device) for parameter in own}
+
+    return BlockStream(streamed, bring, ThreadPoolExecutor(1, "step1x-offload"), StreamTimes())
