@@ -224,11 +224,10 @@ def trained_apart(path, ranks, *, scales=None, dtype=torch.float32):
     rows = {f"{QKV}{part}": 96 for part in "qkv"} | {"single_transformer_blocks.0.proj_mlp": 384}
     for name, rank in zip(rows, ranks, strict=True):
         if rank:
-            tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, 96, generator=draw)
-            tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(
-                rows[name], rank, generator=draw
-            )
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            for part, shape in (("A", (rank, 96)), ("B", (rows[name], rank))):
+                # Whole numbers: their products add up exactly in any order.
+                numbers = torch.randint(-9, 10, shape, generator=draw).to(dtype)
+                tensors[f"transformer.{name}.lora_{part}.weight"] = numbers
     metadata = {}
     if scales:
         alphas = {
