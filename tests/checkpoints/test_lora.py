@@ -179,13 +179,13 @@ def test_weights_stored_in_eight_bits(tiny_model, files):
             return model(**inputs, prompt_embeds_mask=io["mask"]).sample.float()
 
     before = output()
-    wanted = load_file(REFERENCE / "lora_v1p1_io.safetensors")["output"]
+    wanted = load_file(REFERENCE / "lora_v1p1_io.safetensors")["output"] - io["output"]
     pipeline.load_lora_weights(files["kohya"])
     layer = model.get_submodule(f"{QKV}q")
     assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
     assert layer.lora_A["default_0"].weight.dtype == torch.bfloat16
-    # Measured 0.046 without a LoRA against the reference of none, the error of the storage.
-    assert relative_error(output(), wanted) < 0.08 < relative_error(before, wanted)
+    # What the LoRA changes is what it changes in float32, up to the error of the storage.
+    assert relative_error(output() - before, wanted) < 0.5
     with pytest.raises(InvalidRequest, match="float8_e4m3fn"):
         pipeline.fuse_lora()
     pipeline.unload_lora_weights()
