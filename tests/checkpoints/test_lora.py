@@ -179,13 +179,13 @@ def test_weights_stored_in_eight_bits(tiny_model, files):
             return model(**inputs, prompt_embeds_mask=io["mask"]).sample.float()
 
     before = output()
-    wanted = load_file(REFERENCE / "lora_v1p1_io.safetensors")["output"]
+    wanted = load_file(REFERENCE / "lora_v1p1_io.safetensors")["output"] - io["output"]
     pipeline.load_lora_weights(files["kohya"])
     layer = model.get_submodule(f"{QKV}q")
     assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
     assert layer.lora_A["default_0"].weight.dtype == torch.bfloat16
-    # Measured 0.046 without a LoRA against the reference of none, the error of the storage.
-    assert relative_error(output(), wanted) < 0.08 < relative_error(before, wanted)
+    # What the LoRA changes is what it changes in float32, up to the error of the storage.
+    assert relative_error(output() - before, wanted) < 0.5
     with pytest.raises(InvalidRequest, match="float8_e4m3fn"):
         pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -224,11 +224,10 @@ def trained_apart(path, ranks, *, scales=None, dtype=torch.float32):
     rows = {f"{QKV}{part}": 96 for part in "qkv"} | {"single_transformer_blocks.0.proj_mlp": 384}
     for name, rank in zip(rows, ranks, strict=True):
         if rank:
-            tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, 96, generator=draw)
-            tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(
-                rows[name], rank, generator=draw
-            )
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            for part, shape in (("A", (rank, 96)), ("B", (rows[name], rank))):
+                # Whole numbers: their products add up exactly in any order.
+                numbers = torch.randint(-9, 10, shape, generator=draw).to(dtype)
+                tensors[f"transformer.{name}.lora_{part}.weight"] = numbers
     metadata = {}
     if scales:
         alphas = {

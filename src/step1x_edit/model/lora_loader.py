@@ -29,10 +29,10 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
     transformer_name = "transformer"
     transformer: Any
 
-    _originals: dict[nn.Module, tuple[Tensor, dict[str, float]]] | None = None
+    _originals: dict[Any, tuple[Tensor, dict[str, float]]] | None = None
     """While fused: LoRA layer → its base weight on the CPU, and the adapters' scales."""
 
-    def load_lora_weights(
+    def load_lora_weights(  # pyright: ignore[reportIncompatibleMethodOverride] - arguments named
         self,
         pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor],
         adapter_name: str | None = None,
@@ -160,13 +160,13 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
 
 def layer_sizes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     """Layer name → rows and columns of each linear layer, whatever wraps or stores it."""
+    adapters = {"base_layer", "lora_A", "lora_B"}
+    modules: dict[str, Any] = dict(transformer.named_modules())
     return {
         name: (module.out_features, module.in_features)
-        for name, module in transformer.named_modules()
-        if hasattr(module, "in_features") and not {"base_layer", "lora_A", "lora_B"} & {
-            *name.split(".")
-        }
-    }  # fmt: skip
+        for name, module in modules.items()
+        if hasattr(module, "in_features") and not adapters & {*name.split(".")}
+    }
 
 
 def _lora_layers(transformer: nn.Module) -> dict[str, Any]:
