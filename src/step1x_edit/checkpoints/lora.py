@@ -34,8 +34,8 @@ def check_loras(choices: Sequence[LoraChoice], transformer: Path | None) -> None
 
     Args:
         choices: What is to be put on.
-        transformer: The model's transformer; None where it is not on this machine yet. An official
-            file is looked into when the model is loaded, a folder here.
+        transformer: The model's transformer; None where it is not on this machine yet. A folder is
+            looked into here, official files and packed weights when the model is loaded.
 
     Raises:
         CheckpointError: Naming the file, and the layers that do not fit.
@@ -43,17 +43,22 @@ def check_loras(choices: Sequence[LoraChoice], transformer: Path | None) -> None
     for choice in choices:
         header = read_header(choice.file)
         if transformer is not None and transformer.is_dir():
-            check_fit(header, _layer_sizes(transformer))
+            sizes = _layer_sizes(transformer)
+            if sizes:
+                check_fit(header, sizes)
 
 
 def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:
-    """Layer name → rows and columns of every matrix in a component's files."""
+    """Layer name → rows and columns of every matrix in a component's files; empty if packed."""
     sizes = {}
     for file in sorted(component.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    shape = opened.get_slice(name).get_shape()
+                    part = opened.get_slice(name)
+                    if part.get_dtype() == "U8":
+                        return {}
+                    shape = part.get_shape()
                     if name.endswith(".weight") and len(shape) == 2:
                         sizes[name.removesuffix(".weight")] = (shape[0], shape[1])
         except (OSError, SafetensorError) as error:
