@@ -90,7 +90,7 @@ def text_encoder_config(scale: str) -> Qwen2_5_VLConfig:
 def write_configs(folder: Path, scale: str) -> None:
     """Everything of the model folder but the networks' weights."""
     tiny = scale == "tiny"
-    encoder = text_encoder_config(scale)
+    encoder: Any = text_encoder_config(scale)
     encoder.save_pretrained(folder / "text_encoder")
     width = encoder.text_config.hidden_size
     sizes = tiny_transformer(connector_in_channels=width) if tiny else RELEASED_TRANSFORMER
@@ -116,7 +116,8 @@ def empty_network(folder: Path, component: str) -> dict[str, Tensor]:
     make: Callable[[Path], Any] = (
         empty_transformer if component == "transformer" else empty_text_encoder
     )
-    model = make(folder / component).to(torch.bfloat16)
+    model: Any = make(folder / component)
+    model.to(torch.bfloat16)
     for name, linear in list(block_linears(model)):
         replace_module(model, name, empty_stored(linear, "fp8", torch.bfloat16))
     return file_tensors(model)
@@ -188,7 +189,7 @@ def edit(folder: Path, size_level: int, guidance: float) -> dict[str, Any]:
     loaded = time.perf_counter()
     editor = Editor(pipeline, str(folder), "random")
     with Image.open(EXAMPLE) as picture:
-        request = EditRequest(
+        request = EditRequest.checked(
             image=picture.convert("RGB"), prompt="make it sepia", seed=0, num_steps=1,
             guidance=guidance, size_level_px=size_level, keep="off",
         )  # fmt: skip

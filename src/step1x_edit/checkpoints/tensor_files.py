@@ -149,7 +149,7 @@ class TensorFiles:
         return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
 
     def _fill(self, target: Tensor, file: Path, offset: int) -> None:
-        view = memoryview(target.numpy())
+        view = memoryview(cast("Any", target.numpy()))
         number = os.open(file, os.O_RDONLY)
         try:
             done = 0

@@ -145,7 +145,8 @@ class StoredLinear(nn.Linear):
         device: torch.device | str = "cpu",
     ) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.precision = in_features, out_features, precision
+        self.in_features, self.out_features = in_features, out_features
+        self.precision: Precision = precision
         bits = torch.empty(
             bits_shape((out_features, in_features), precision),
             dtype=torch.int8 if precision == "int8" else torch.uint8,
