@@ -149,7 +149,8 @@ class TensorFiles:
         return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
 
     def _fill(self, target: Tensor, file: Path, offset: int) -> None:
-        view = memoryview(cast("Any", target.numpy()))
+        values: Any = target.numpy()
+        view = memoryview(values)
         number = os.open(file, os.O_RDONLY)
         try:
             done = 0

@@ -7,7 +7,7 @@ Nothing is ever in memory in a wider form than it stays in, but for one tensor a
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -272,9 +272,8 @@ def empty_transformer(folder: Path) -> Step1XEditTransformer2DModel:
     try:
         config: Any = Step1XEditTransformer2DModel.load_config(folder, local_files_only=True)
         with torch.device("meta"):
-            return cast(
-                "Step1XEditTransformer2DModel", Step1XEditTransformer2DModel.from_config(config)
-            )
+            made: Any = Step1XEditTransformer2DModel.from_config(config)
+        return made
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
 
