@@ -165,7 +165,7 @@ def test_show_reads_the_header_alone(here):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not {"torch", "transformers", "diffusers"} & imported
     first, second, *rest = done.stdout.splitlines()
-    assert first.endswith(": kohya layout, 29 layers, 0.2 MB")
+    assert first.endswith(": kohya layout, 29 layers, 234.2 kB")
     assert second == "rank 4; alpha 2; dtype F32"
     assert "  ss_network_dim: 4" in rest
     rows = {line.split()[0]: line.split()[1:] for line in rest}
