@@ -30,11 +30,11 @@ from machine import describe
 from step1x_edit import Editor, EditRequest, RuntimeConfig, Step1XEditTransformer2DModel
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.checkpoints.resolve import look
-from step1x_edit.checkpoints.tensor_files import write_tensors
 from step1x_edit.model.config import RELEASED_TRANSFORMER, RELEASED_VAE, tiny_transformer, tiny_vae
 from step1x_edit.model.instruction_config import InstructionConfig, read_instruction
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.small_mllm import small_mllm_config
+from step1x_edit.model.tensor_writer import write_tensors
 from step1x_edit.runtime.apply import load_pipeline
 from step1x_edit.runtime.convert import WEIGHT_FILES, file_tensors
 from step1x_edit.runtime.load import empty_text_encoder, empty_transformer

@@ -29,7 +29,7 @@ EDITS = (
     ("rocket.jpg", "把照片变成黑白的"),
     ("rocket.jpg", "make it warmer"),
 )
-PRECISIONS = ("auto", "fp8", "int8", "int4")
+PRECISIONS = ("fp8", "int8", "int4")
 
 
 def run_edits(editor: Editor, calls: list[list[Any]]) -> list[torch.Tensor]:

@@ -17,7 +17,9 @@ from step1x_edit.checkpoints.official import load_transformer
 from step1x_edit.errors import CheckpointError, InvalidRequest
 from step1x_edit.model.lora_layouts import layer_of, read_header
 from step1x_edit.model.lora_tensors import read_lora
-from step1x_edit.runtime.precision import StoredLinear, store_linears
+from step1x_edit.runtime.precision import StoredLinear
+
+from ..runtime.loading import store_linears
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 KOHYA = REFERENCE / "lora_v1p1_kohya.safetensors"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,21 +15,11 @@ from step1x_edit.runtime.apply import open_networks
 from step1x_edit.runtime.convert import convert
 from step1x_edit.runtime.load import NetworkLoader, open_transformer
 
-from .loading import load
+from .loading import load, picture_of
 
 
-def picture_of(folder, **settings) -> np.ndarray:
-    return picture_of_pipeline(load(folder, **settings)[0])
-
-
-def picture_of_pipeline(pipeline) -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return pipeline(
-        Image.fromarray(pixels),
-        "make it red",
-        generator=torch.Generator().manual_seed(0),
-        output_type="np",
-    ).images[0]
+def picture_from(folder, **settings) -> np.ndarray:
+    return picture_of(load(folder, **settings).pipeline)
 
 
 def dtypes_of(file) -> set[str]:
@@ -45,10 +34,10 @@ def test_a_converted_folder_gives_the_picture_of_that_precision(tiny_model, tmp_
     for component in ("transformer", "text_encoder"):
         (file,) = (target / component).glob("*.safetensors")
         assert dtypes_of(file) == {kind, "BF16", "F32"}
-    wanted = picture_of(tiny_model, weights=to)
-    assert np.array_equal(picture_of(target), wanted)
-    assert np.array_equal(picture_of(target, offload="disk"), wanted)
-    assert np.array_equal(picture_of(target, weights=to), wanted)
+    wanted = picture_from(tiny_model, weights=to)
+    assert np.array_equal(picture_from(target), wanted)
+    assert np.array_equal(picture_from(target, offload="disk"), wanted)
+    assert np.array_equal(picture_from(target, weights=to), wanted)
     assert sorted(path.name for path in tmp_path.iterdir()) == [to], "something was left behind"
 
 
@@ -58,9 +47,9 @@ def test_there_and_back(tiny_model, tmp_path):
     convert(tmp_path / "fp8", tmp_path / "numbers", "diffusers")
     (file,) = (tmp_path / "numbers" / "transformer").glob("*.safetensors")
     assert dtypes_of(file) == {"F32"}
-    wanted = picture_of(tmp_path / "fp8")
-    assert np.array_equal(picture_of(tmp_path / "numbers"), wanted)
-    assert np.array_equal(picture_of(tmp_path / "numbers", weights="fp8"), wanted)
+    wanted = picture_from(tmp_path / "fp8")
+    assert np.array_equal(picture_from(tmp_path / "numbers"), wanted)
+    assert np.array_equal(picture_from(tmp_path / "numbers", weights="fp8"), wanted)
 
 
 def test_official_file_and_back(tiny_model, tmp_path):
@@ -77,14 +66,14 @@ def test_official_files_stream_as_folders_do(tiny_model, tmp_path, weights):
     """One official tensor holds several of ours, one of them with its halves swapped."""
     file = tmp_path / "official.safetensors"
     convert(tiny_model, file, "official")
-    wanted = picture_of(tiny_model, weights=weights)
+    wanted = picture_from(tiny_model, weights=weights)
     runtime = RuntimeConfig.checked(weights=weights, offload="disk")
     places = {"transformer": file, "text_encoder": tiny_model / "text_encoder"}
     opened = open_networks(places, runtime, torch.float32, torch.device("cpu"))
     pipeline, _ = load(tiny_model)
     for name, network in opened.networks.items():
         setattr(pipeline, name, network)
-    assert np.array_equal(picture_of_pipeline(pipeline), wanted)
+    assert np.array_equal(picture_of(pipeline), wanted)
 
 
 def test_plain_fp8_files_run_as_they_are(tiny_model, tmp_path):
@@ -95,10 +84,10 @@ def test_plain_fp8_files_run_as_they_are(tiny_model, tmp_path):
     cast = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(file).items()}
     numbers = {name: tensor.float() for name, tensor in cast.items()}
     save_file(numbers, file)
-    wanted = picture_of(folder)
+    wanted = picture_from(folder)
     save_file(cast, file)
-    assert np.array_equal(picture_of(folder), wanted)
-    assert np.array_equal(picture_of(folder, offload="disk"), wanted)
+    assert np.array_equal(picture_from(folder), wanted)
+    assert np.array_equal(picture_from(folder, offload="disk"), wanted)
     opened = open_transformer(folder / "transformer")
     loader = NetworkLoader(*opened, None, torch.float32, torch.device("cpu"))
     loader.load()
@@ -116,7 +105,7 @@ def test_scales_that_do_not_fit_are_refused(tiny_model, tmp_path, change):
         tensors[name] = scale[1:].clone()
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=rf"tensors 1 {change} \({name}"):
-        picture_of(tmp_path / "int8")
+        picture_from(tmp_path / "int8")
 
 
 @pytest.mark.parametrize(

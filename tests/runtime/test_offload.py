@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from step1x_edit import Editor, EditRequest, RuntimeConfig
@@ -16,19 +15,9 @@ from step1x_edit.errors import CheckpointError
 from step1x_edit.runtime.disk import RowsOnDisk
 from step1x_edit.runtime.precision import StoredLinear, blocks
 
-from .loading import load
+from .loading import load, picture_of
 
 PRECISIONS = ("auto", "fp8", "int8", "int4")
-
-
-def picture_of(pipeline) -> np.ndarray:
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    return pipeline(
-        Image.fromarray(pixels),
-        "make it red",
-        generator=torch.Generator().manual_seed(0),
-        output_type="np",
-    ).images[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from torch import nn
 
 from step1x_edit.model.config import tiny_transformer
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
-from step1x_edit.runtime.precision import StoredLinear, store, store_linears, widen
+from step1x_edit.runtime.precision import StoredLinear, store, widen
+
+from .loading import store_linears
 
 BOUNDS = {"fp8": 0.04, "int8": 0.01, "int4": 0.12}
 """‖stored - weight‖ / ‖weight‖ of normally distributed weights."""

@@ -8,7 +8,7 @@ instead: what is in memory is the tensor that was asked for.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +19,7 @@ from torch import Tensor
 from step1x_edit.checkpoints.contents import one_line
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.official_layout import transformer_rows
-
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
-"""The format's names of what a weights file may hold."""
+from step1x_edit.model.tensor_writer import DTYPES
 
 
 class Place(NamedTuple):
@@ -196,43 +183,3 @@ def read_places(file: Path) -> dict[str, Place]:
             f"{file} has {file.stat().st_size} bytes instead of {end}: get it again"
         )
     return places
-
-
-def write_tensors(
-    path: Path,
-    entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-    make: Callable[[str], Tensor],
-) -> None:
-    """Write a safetensors file with one tensor in memory at a time.
-
-    The file appears under its name only when it is whole.
-
-    Args:
-        path: Target; replaced if it exists.
-        entries: Tensor name → dtype and shape, in the order in which they are written.
-        make: Gives the tensor of a name.
-    """
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, (dtype, shape) in entries.items():
-        end = offset + prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": names[dtype],
-            "shape": [*shape],
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to eight bytes
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for name, (dtype, shape) in entries.items():
-                tensor = make(name)
-                assert (tensor.dtype, tuple(tensor.shape)) == (dtype, tuple(shape)), name
-                file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

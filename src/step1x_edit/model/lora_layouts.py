@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,7 +23,6 @@ from step1x_edit.errors import CheckpointError
 from step1x_edit.model.official_names import HALVES_SWAPPED, TRANSFORMER_TABLE, first_names
 
 Layout = Literal["kohya", "peft", "comfyui"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 PREFIXES: dict[Layout, tuple[str, ...]] = {
     "kohya": ("lora_unet_",),

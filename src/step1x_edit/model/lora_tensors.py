@@ -38,16 +38,7 @@ from step1x_edit.model.lora_layouts import (
     layer_of,
     read_header,
 )
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+from step1x_edit.model.tensor_writer import DTYPE_NAMES, DTYPES
 
 
 @dataclass(frozen=True)
@@ -199,7 +190,7 @@ def _header_of(key: str, tensor: Tensor) -> TensorHeader:
         if tensor.numel() != 1:
             raise CheckpointError(f"state dict: {key} has {tensor.numel()} numbers instead of one")
         value = tensor.item()
-    return TensorHeader(_DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), (*tensor.shape,), value)
+    return TensorHeader(DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), (*tensor.shape,), value)
 
 
 def _layer(label: str, found: LayerHeader, tensors: Mapping[str, Tensor]) -> LoraLayer:
@@ -213,7 +204,7 @@ def _layer(label: str, found: LayerHeader, tensors: Mapping[str, Tensor]) -> Lor
             )
     alpha = None
     if found.alpha is not None and found.alpha_dtype is not None:
-        alpha = torch.tensor(found.alpha, dtype=_DTYPES[found.alpha_dtype])
+        alpha = torch.tensor(found.alpha, dtype=DTYPES[found.alpha_dtype])
     return LoraLayer(down, up, alpha)
 
 
@@ -353,7 +344,7 @@ def _same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _alpha_dtypes(lora: Lora) -> str:
     names = {
-        name: None if update.alpha is None else _DTYPE_NAMES[update.alpha.dtype]
+        name: None if update.alpha is None else DTYPE_NAMES[update.alpha.dtype]
         for name, update in lora.layers.items()
     }
     common = Counter(names.values()).most_common(1)[0][0]

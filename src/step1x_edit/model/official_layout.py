@@ -8,7 +8,6 @@ tensors through such rows one at a time, so that a model is never in memory twic
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,15 +20,7 @@ from torch import Tensor, nn
 
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.official_names import HALVES_SWAPPED, TRANSFORMER_TABLE, first_names
-
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+from step1x_edit.model.tensor_writer import DTYPE_NAMES, write_tensors
 
 
 @dataclass(frozen=True)
@@ -198,9 +189,7 @@ def write_file(
 ) -> None:
     """Write a model's parameters as an official safetensors file, one tensor at a time.
 
-    The safetensors library wants all tensors at once, which would be a second copy of the model;
-    its format is a length, a JSON header and the bytes. The file appears under its name only when
-    it is whole.
+    The file appears under its name only when it is whole.
 
     Args:
         model: Its parameter names are exactly those of `rows`.
@@ -219,35 +208,17 @@ def write_file(
             f"{path}: cannot be written, the model is not the plain one: {first_names(extra)}; "
             "merge or remove adapters first"
         )
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
     shapes = {name: tensor.shape for name, tensor in parameters.items()}
+    entries = {}
     for row in rows:
-        tensors = [parameters[name] for name in row.ours]
-        dtype = _DTYPE_NAMES.get(tensors[0].dtype)
-        if dtype is None or any(tensor.dtype != tensors[0].dtype for tensor in tensors):
-            dtypes = sorted({str(tensor.dtype) for tensor in tensors})
-            raise CheckpointError(f"{path}: {row.official} cannot be written as {dtypes}")
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        header[row.official] = {
-            "dtype": dtype,
-            "shape": row.official_shape(shapes),
-            "data_offsets": (offset, offset + size),
-        }
-        offset += size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to eight bytes
-
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for row in rows:
-                raw = row.join(parameters).cpu().contiguous().flatten().view(torch.uint8)
-                file.write(raw.numpy().data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        dtypes = {parameters[name].dtype for name in row.ours}
+        if len(dtypes) > 1 or not dtypes <= DTYPE_NAMES.keys():
+            raise CheckpointError(
+                f"{path}: {row.official} cannot be written as {sorted(map(str, dtypes))}"
+            )
+        entries[row.official] = (dtypes.pop(), row.official_shape(shapes))
+    by_name = {row.official: row for row in rows}
+    write_tensors(path, entries, lambda name: by_name[name].join(parameters), metadata)
 
 
 def _one_line(error: Exception) -> str:

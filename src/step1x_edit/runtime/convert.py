@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from step1x_edit.checkpoints.contents import read_index
-from step1x_edit.checkpoints.tensor_files import TensorFiles, write_tensors
+from step1x_edit.checkpoints.tensor_files import TensorFiles
 from step1x_edit.errors import InvalidRequest
+from step1x_edit.model.tensor_writer import write_tensors
 from step1x_edit.request import ModelForm
 from step1x_edit.runtime.load import NetworkLoader, open_text_encoder, open_transformer
 from step1x_edit.runtime.precision import (

@@ -7,7 +7,7 @@ Nothing is ever in memory in a wider form than it stays in, but for one tensor a
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,6 @@ TEXT_ENCODER_NAMES = (
     (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
 )
 """Published files follow the names of transformers 4; its version 5 has one level more."""
-
-Keep = Literal["memory", "disk"]
 
 
 class NetworkLoader:

@@ -4,7 +4,7 @@
 runs; arithmetic, biases, norms, embeddings and everything outside the blocks keep the compute
 precision. Stored weights are integers to torch, whatever they mean, so that `Module.to(dtype)`,
 adapters and dtype look-ups, which only concern themselves with floating-point tensors, leave them
-alone. Called by `load`, which stores while it reads, and on models in memory by `store_linears`.
+alone. Called by `load`, which stores while it reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -215,24 +215,3 @@ def empty_stored(linear: nn.Linear, precision: Precision, dtype: torch.dtype) ->
     """A stored layer of another's sizes, its parameters on the meta device."""
     has_bias = linear.bias is not None
     return StoredLinear(linear.in_features, linear.out_features, has_bias, precision, dtype, "meta")
-
-
-def store_linears(model: nn.Module, precision: Precision) -> None:
-    """Store the weights of a model's blocks in few bits, in place and one at a time.
-
-    What is stored already is stored anew. Not to be undone: load the model again.
-
-    Args:
-        model: See `blocks`.
-        precision: How to store them.
-    """
-    for name, linear in list(block_linears(model)):
-        dense = linear.weight
-        if isinstance(linear, StoredLinear):
-            dense = linear.widened(linear.weight_scale.dtype)
-        made = empty_stored(linear, precision, dense.dtype)
-        bits, scale = store(dense.detach(), precision)
-        made.weight = nn.Parameter(bits, requires_grad=False)
-        made.weight_scale = nn.Parameter(scale.to(dense.dtype), requires_grad=False)
-        made.bias = linear.bias
-        replace_module(model, name, made.train(linear.training))
