@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from step1x_edit.apps.columns import columns, megabytes
 from step1x_edit.apps.console import quieten, working
-from step1x_edit.apps.inspect_model import columns, megabytes
 from step1x_edit.model.lora_layouts import Layout, LoraHeader, read_header
 
 MAX_METADATA_CHARS = 200

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from step1x_edit.checkpoints.contents import one_line
 from step1x_edit.errors import CheckpointError
 from step1x_edit.model.lora_layouts import check_fit, read_header
 from step1x_edit.request import AppliedLora, LoraChoice
@@ -62,7 +63,7 @@ def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:
                     if name.endswith(".weight") and len(shape) == 2:
                         sizes[name.removesuffix(".weight")] = (shape[0], shape[1])
         except (OSError, SafetensorError) as error:
-            what = " ".join(str(error).split())
+            what = one_line(error)
             raise CheckpointError(f"{file} cannot be read ({what}): get it again") from error
     return sizes
 
