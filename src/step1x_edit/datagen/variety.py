@@ -16,6 +16,9 @@ class Variety(BaseModel):
     tones: Literal["formulas", "all"] = Field(
         default="all", description="formulas alone, or weather, light and restoration too"
     )
+    grey: float = Field(
+        default=0, ge=0, le=1, description="tones that take all colour out, beside their own share"
+    )
     referring: float = Field(
         default=0.3, ge=0, le=1, description='"the left cat" rather than "the cat", often of two'
     )

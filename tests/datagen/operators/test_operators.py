@@ -165,3 +165,10 @@ def test_what_lies_in_front_hides_what_lies_behind(atlas):
     owner = owners(edit.before, atlas, (128, 128))
     sign = edit.before.signs[0]
     assert owner[int(sign.y * 128), int(sign.x * 128)] == -1
+
+
+@pytest.mark.parametrize(("grey", "least", "most"), [(0.0, 0, 10), (0.8, 28, 39), (1.0, 40, 40)])
+def test_a_share_of_the_tones_can_be_grey(atlas, grey, least, most):
+    variety = PLAIN.model_copy(update={"grey": grey})
+    names = [first_edit("tone", atlas, seed, variety=variety).phrasing for seed in SEEDS]
+    assert least <= names.count("grey") <= most

@@ -55,7 +55,10 @@ def scene_of_any_number(context: Context, width: int, height: int) -> Scene:
 
 def tone(context: Context, scene: Scene) -> Edit:
     """Apply one of `TONES` or `WEATHER` to the whole picture, or take one of `DEFECTS` away."""
-    name = context.pick(TONES if context.variety.tones == "formulas" else ALL_TONES)
+    variety = context.variety
+    name = context.pick(TONES if variety.tones == "formulas" else ALL_TONES)
+    if variety.grey and context.happens(variety.grey):
+        name = "grey"
     words = {"en": {}, "zh": {}}
     if name in TONES:
         return Edit(scene, scene, name, words, finish=TONES[name])
