@@ -32,6 +32,11 @@ def test_schedule_is_the_reference_schedule(key):
     assert relative_error(schedule(steps, tokens), wanted) <= 1e-6
 
 
+def test_a_shift_of_its_own_replaces_the_rule():
+    assert schedule(2, 64, shift=4.0).tolist() == pytest.approx([1.0, 0.8, 0.0])
+    assert schedule(4, 64, shift=1.0).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+
+
 @pytest.mark.parametrize("tokens", [64, 1024, 4096])
 def test_schedule_is_that_of_diffusers_with_dynamic_shifting(tokens):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)

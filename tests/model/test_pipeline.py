@@ -204,6 +204,27 @@ def test_callback_sees_every_step_and_may_change_the_latents(pipeline):
     assert not made[0].any()
 
 
+def test_a_folder_says_the_shift_and_what_counts_as_unchanged(tmp_path):
+    index = write_tiny_model(tmp_path) / "model_index.json"
+    settings = {"time_shift": 4.0, "keep_threshold": 0.01}
+    index.write_text(json.dumps(json.loads(index.read_text()) | settings))
+    own = Step1XEditPipeline.from_pretrained(tmp_path)
+    own.set_progress_bar_config(disable=True)
+    source, times = picture(64, 64), []
+    rendered = own(source, "a", output_type="latent", return_references=True).references[0]
+    offsets = torch.full_like(rendered, 0.2)
+    offsets[:8] = 0.05  # a mean square of 0.0025
+
+    def look(_, step, time, tensors):
+        times.append(time)
+        return {"latents": (rendered + offsets)[None]}
+
+    made = own(source, "a", output_type="latent", callback_on_step_end=look).images[0]
+    assert times == pytest.approx([0.8, 0.0])
+    assert torch.equal(made[:8], rendered[:8])
+    assert torch.equal(made[8:], (rendered + offsets)[8:])
+
+
 def test_output_types_hold_the_same_picture(pipeline):
     call = {"image": picture(64, 80), "prompt": "a"}
     pil, array, tensor, latent = (

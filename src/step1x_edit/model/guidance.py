@@ -58,7 +58,9 @@ def _grid(rows: int, columns: int, device: torch.device | str | None) -> Tensor:
     return torch.stack([torch.zeros_like(y), y, x], dim=-1).flatten(0, 1)
 
 
-def schedule(num_steps: int, num_target_tokens: int) -> Float[Tensor, " steps_and_end"]:
+def schedule(
+    num_steps: int, num_target_tokens: int, shift: float | None = None
+) -> Float[Tensor, " steps_and_end"]:
     """Times from pure noise to the picture, later ones closer together for larger pictures.
 
     Flow-matching timestep shift of Esser et al. 2024 (SD3, section 5.3.2) with FLUX's linear rule
@@ -67,13 +69,15 @@ def schedule(num_steps: int, num_target_tokens: int) -> Float[Tensor, " steps_an
     Args:
         num_steps: Number of Euler steps, at least 1.
         num_target_tokens: Tokens of the target picture alone, without the reference.
+        shift: A strength instead of the rule's, above 0; larger ones stay longer near noise.
 
     Returns:
         `num_steps + 1` float32 times on the CPU, falling from 1 to 0.
     """
-    low_tokens, low_mu, high_tokens, high_mu = 256, 0.5, 4096, 1.15
-    slope = (high_mu - low_mu) / (high_tokens - low_tokens)
-    shift = math.exp(slope * num_target_tokens + (low_mu - slope * low_tokens))
+    if shift is None:
+        low_tokens, low_mu, high_tokens, high_mu = 256, 0.5, 4096, 1.15
+        slope = (high_mu - low_mu) / (high_tokens - low_tokens)
+        shift = math.exp(slope * num_target_tokens + (low_mu - slope * low_tokens))
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float32)
     # 1/0 at the end is infinity, which the formula turns into the zero that is wanted.
     return shift / (shift + (1 / times - 1))

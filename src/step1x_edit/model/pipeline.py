@@ -45,6 +45,7 @@ from step1x_edit.model.latents import (
     draw_noise,
     encode_pictures,
     in_float32,
+    keep_reference,
 )
 from step1x_edit.model.lora_loader import Step1XEditLoraLoaderMixin
 from step1x_edit.model.processor import PictureProcessor
@@ -98,6 +99,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         num_inference_steps: Steps where a call names none.
         guidance_scale: Guidance where a call names none.
         size_level: Size level in pixels where a call names none.
+        time_shift: Shift of the times towards noise; None: the releases' rule by picture size.
+        keep_threshold: See `latents.keep_reference`; 0, as the releases have it, keeps nothing.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -113,6 +116,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         num_inference_steps: int = RELEASED_SAMPLING["num_inference_steps"],
         guidance_scale: float = RELEASED_SAMPLING["guidance_scale"],
         size_level: int = RELEASED_SAMPLING["size_level"],
+        time_shift: float | None = None,
+        keep_threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -126,6 +131,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             size_level=size_level,
+            time_shift=time_shift,
+            keep_threshold=keep_threshold,
         )
         self.instruction = instruction
         self.image_processor = VaeImageProcessor(vae_scale_factor=PIXELS_PER_TOKEN)
@@ -382,7 +389,10 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
                 changed = callback(self, step, time, {"latents": tokens}) if callback else None
                 return (changed or {}).get("latents")
 
-            return euler_sample(velocity, noise, schedule(num_steps, noise.shape[1]), on_step)
+            times = schedule(num_steps, noise.shape[1], self.config["time_shift"])
+            tokens = euler_sample(velocity, noise, times, on_step)
+        threshold = self.config["keep_threshold"]
+        return tokens if reference is None else keep_reference(tokens, reference, threshold)
 
     def _decode(self, tokens: list[Tensor], rows: list[_Row], output_type: str) -> Any:
         """Tokens → pictures of the wanted form; tensors of one size are stacked."""
