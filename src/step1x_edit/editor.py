@@ -20,6 +20,7 @@ from step1x_edit.checkpoints import constants, hub, resolve
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
 from step1x_edit.checkpoints.lora import applied
 from step1x_edit.errors import CheckpointError
+from step1x_edit.model.inputs import one_negative
 from step1x_edit.model.instruction_config import read_instruction
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import (
@@ -114,7 +115,6 @@ class Editor:
         output: Any = self.pipeline(
             image=None if picture is None else picture.on_white,
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
             num_images_per_prompt=request.num_images,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
@@ -140,11 +140,11 @@ class Editor:
             model=self.model,
             model_hash=self.model_hash,
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
+            negative_prompt=settings["negative_prompt"],
             seed=seed,
             num_steps=settings["num_inference_steps"],
             guidance=settings["guidance_scale"],
-            size_level_px=settings["size_level"],
+            size_level_px=settings["size_level"] or self.pipeline.config["size_level"],
             keep=request.keep,
             width=width,
             height=height,
@@ -165,7 +165,15 @@ class Editor:
             "guidance_scale": own["guidance_scale"]
             if request.guidance is None
             else request.guidance,
-            "size_level": request.size_level_px or own["size_level"],
+            # A drawn picture has a size of its own.
+            "size_level": None
+            if request.image is None
+            else request.size_level_px or own["size_level"],
+            "negative_prompt": one_negative(
+                request.negative_prompt,
+                is_drawn=request.image is None,
+                own=own["draw_negative_prompt"],
+            ),
             "width": request.width,
             "height": request.height,
         }

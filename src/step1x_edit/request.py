@@ -75,8 +75,11 @@ class EditRequest(_Checked):
         max_length=MAX_PROMPT_CHARS,
         description="what to change, or what to draw; English or Chinese",
     )
-    negative_prompt: str = Field(
-        "", max_length=MAX_PROMPT_CHARS, description="what to lead away from"
+    negative_prompt: str | None = Field(
+        None,
+        max_length=MAX_PROMPT_CHARS,
+        description="what to lead away from; default: nothing for an edit, the model's own list of "
+        "faults for a drawn picture",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="seed of the noise; without one it is drawn and reported"
@@ -98,10 +101,18 @@ class EditRequest(_Checked):
         description="the model works on about this many pixels squared; default: the model's own",
     )
     width: int | None = Field(
-        None, ge=16, le=4096, multiple_of=16, description="width in pixels of a drawn picture"
+        None,
+        ge=16,
+        le=4096,
+        multiple_of=16,
+        description="width in pixels of a drawn picture; default: the model's own",
     )
     height: int | None = Field(
-        None, ge=16, le=4096, multiple_of=16, description="height in pixels of a drawn picture"
+        None,
+        ge=16,
+        le=4096,
+        multiple_of=16,
+        description="height in pixels of a drawn picture; default: the model's own",
     )
     mask: PictureSource = Field(
         None,
@@ -200,8 +211,9 @@ class RuntimeConfig(_Checked):
     offload: Literal["none", "model", "block", "disk"] = Field(
         "none",
         description="where weights wait until they are needed. none: on the device. model, block: "
-        "in main memory, network by network or block by block, for GPUs. disk: in the model's "
-        "files, two blocks in memory; slower, the same picture",
+        "in main memory, network by network or block by block, for GPUs; on a CPU, block leaves "
+        "the language model in its files. disk: in the model's files, two blocks in memory; "
+        "slower, the same picture",
     )
     offline: bool = Field(False, description="never touch the network: what is not here is refused")
     official_source: Path | None = Field(

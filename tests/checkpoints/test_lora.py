@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from step1x_edit import Editor
+from step1x_edit import Editor, RuntimeConfig
 from step1x_edit.checkpoints.lora_convert import convert
 from step1x_edit.checkpoints.official import load_transformer
 from step1x_edit.errors import CheckpointError, InvalidRequest
@@ -19,6 +19,7 @@ from step1x_edit.model.lora_layouts import layer_of, read_header
 from step1x_edit.model.lora_tensors import read_lora
 from step1x_edit.runtime.precision import StoredLinear
 
+from ..lora_files import write_random_lora
 from ..runtime.loading import store_linears
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -26,6 +27,8 @@ KOHYA = REFERENCE / "lora_v1p1_kohya.safetensors"
 INPUTS = ("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids")
 LAYOUTS = ("kohya", "peft", "comfyui")
 QKV = "single_transformer_blocks.0.attn.to_"
+FUSED = {"fp8": 0.1, "int8": 0.03, "int4": 0.3}
+"""Relative error of the output with a LoRA fused into stored weights, against beside them."""
 
 
 def relative_error(got, wanted):
@@ -163,13 +166,15 @@ def test_several_at_once_add_up_with_their_weights(pipeline, plain, files, tmp_p
     assert relative_error(together, output_of(merged)) <= 1e-5
 
 
-def test_weights_stored_in_eight_bits(tiny_model, files):
-    """The LoRA computes in bfloat16 beside them, and they are not touched."""
+@pytest.mark.parametrize("precision", ["fp8", "int8", "int4"])
+def test_weights_stored_in_few_bits(tiny_model, files, precision):
+    """The LoRA computes in bfloat16 beside them, or is added to them, and goes without a trace."""
     pipeline = Editor.load(str(tiny_model)).pipeline
     model = load_transformer(
         REFERENCE / "transformer_v1p1_official.safetensors", torch_dtype=torch.bfloat16
     )
-    store_linears(model, "fp8")
+    store_linears(model, precision)
+    bits = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pipeline.register_modules(transformer=model)
     io = load_file(REFERENCE / "transformer_v1p1_io.safetensors")
     inputs = {name: io[name].bfloat16() for name in INPUTS[:2]} | {n: io[n] for n in INPUTS[2:]}
@@ -178,6 +183,10 @@ def test_weights_stored_in_eight_bits(tiny_model, files):
         with torch.no_grad():
             return model(**inputs, prompt_embeds_mask=io["mask"]).sample.float()
 
+    def taken_off():
+        after = model.state_dict()
+        return after.keys() == bits.keys() and all(after[n].equal(bits[n]) for n in bits)
+
     before = output()
     wanted = load_file(REFERENCE / "lora_v1p1_io.safetensors")["output"] - io["output"]
     pipeline.load_lora_weights(files["kohya"])
@@ -185,11 +194,30 @@ def test_weights_stored_in_eight_bits(tiny_model, files):
     assert isinstance(layer.base_layer, StoredLinear)
     assert layer.lora_A["default_0"].weight.dtype == torch.bfloat16
     # What the LoRA changes is what it changes in float32, up to the error of the storage.
-    assert relative_error(output() - before, wanted) < 0.5
-    with pytest.raises(InvalidRequest, match="uint8"):
-        pipeline.fuse_lora()
+    beside = output()
+    assert relative_error(beside - before, wanted) < 0.5
+    pipeline.fuse_lora()
+    assert not layer.base_layer.weight.equal(bits[f"{QKV}q.weight"])
+    fused = output()
+    # The sum is stored in few bits, too.
+    assert 0 < relative_error(fused, beside) < FUSED[precision]
+    pipeline.unfuse_lora()
+    assert torch.equal(output(), beside)
+    pipeline.fuse_lora()
+    assert torch.equal(output(), fused)
     pipeline.unload_lora_weights()
     assert torch.equal(output(), before)
+    assert taken_off()
+
+
+def test_weights_on_disk_cannot_be_fused_into(tiny_model, tmp_path):
+    lora = write_random_lora(tmp_path / "a.safetensors", tiny_model / "transformer")
+    runtime = RuntimeConfig.checked(offload="disk", lora=[str(lora)])
+    pipeline = Editor.load(str(tiny_model), runtime).pipeline
+    with pytest.raises(InvalidRequest, match=r"waits elsewhere .*: leave it beside") as refusal:
+        pipeline.fuse_lora()
+    assert "\n" not in str(refusal.value)
+    assert not pipeline.num_fused_loras
 
 
 # ---- from layout to layout

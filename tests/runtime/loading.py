@@ -25,13 +25,14 @@ def load(folder: Path, **settings: Any) -> Loaded:
     return load_pipeline(look(folder), read_instruction(folder), RuntimeConfig.checked(**settings))
 
 
-def picture_of(pipeline: Any) -> np.ndarray:
+def picture_of(pipeline: Any, **settings: Any) -> np.ndarray:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     return pipeline(
         Image.fromarray(pixels),
         "make it red",
         generator=torch.Generator().manual_seed(0),
         output_type="np",
+        **settings,
     ).images[0]
 
 

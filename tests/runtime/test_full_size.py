@@ -23,7 +23,11 @@ def test_it_writes_edits_measures_and_cleans_up(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert json.loads(done.stdout) == result
-    assert 0.1 < result["peak_resident_gib"] < 2
-    assert result["read_gib"] > 0
-    assert result["edit_s"] >= result["waiting_for_the_disk_s"] > 0
+    assert list(result["offload"]) == ["disk", "block"]
+    for run in result["offload"].values():
+        assert 0.1 < run["peak_resident_gib"] < 2
+        assert run["read_gib"] > 0
+        assert run["edit_s"] >= run["waiting_for_the_disk_s"] > 0
+    disk, block = (result["offload"][way] for way in ("disk", "block"))
+    assert block["read_gib"] < disk["read_gib"]  # the language model alone
     assert list((tmp_path / "models").iterdir()) == []

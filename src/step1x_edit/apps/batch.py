@@ -62,7 +62,8 @@ class Batch:
             InvalidRequest: The file, a folder or a setting is wrong, and so nothing can be done.
         """
         instructions = read_prompts(prompts)
-        options.build(EditRequest, {"prompt": "only to check the settings", **settings})
+        every = {"image": input_dir, "prompt": "only to check the settings", **settings}
+        options.build(EditRequest, every)
         if not input_dir.is_dir():
             raise InvalidRequest(f"input folder {input_dir} does not exist: give another")
         checks.check_folder(output_dir)
@@ -189,7 +190,7 @@ def _is_done(
         **made_by,
         "source_sha256": source_sha256,
         "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
+        "negative_prompt": request.negative_prompt or "",
         "seed": request.seed,
         "num_steps": request.num_steps or own.num_inference_steps,
         "guidance": guidance,

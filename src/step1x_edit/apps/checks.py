@@ -13,6 +13,7 @@ from step1x_edit import images
 from step1x_edit.checkpoints import resolve
 from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.errors import InvalidRequest
+from step1x_edit.model.inputs import check_drawing
 from step1x_edit.request import EditRequest, ModelForm
 
 
@@ -72,11 +73,18 @@ def check_pictures(request: EditRequest) -> images.Picture | None:
 def check_size(
     picture: images.Picture | None, request: EditRequest, model: ModelFiles | None
 ) -> None:
-    """Refuse a picture of a shape that the size rule cannot bring to the model's size.
+    """Refuse what cannot be brought to the model's size, and a drawing that it never learned.
+
+    Args:
+        picture: None where one is to be drawn.
+        request: What is asked.
+        model: None where it is not here yet.
 
     Raises:
-        InvalidRequest: It is too elongated.
+        InvalidRequest: The picture is too elongated, or a v1.0 model should draw.
     """
+    if picture is None and model is not None:
+        check_drawing(model.version)
     level = request.size_level_px or (model and model.settings.size_level)
     if picture is not None and level:
         images.fit_size(*picture.size, level)

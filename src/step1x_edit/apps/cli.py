@@ -17,13 +17,13 @@ from step1x_edit.apps.console import (
     BAD_REQUEST,
     DONE,
     FAILED,
-    INTERRUPTED,
     complain,
     explain,
     notes_afterwards,
     quieten,
     working,
 )
+from step1x_edit.apps.start import INTERRUPTED
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
 from step1x_edit.request import EditRequest, ModelForm, RuntimeConfig
 

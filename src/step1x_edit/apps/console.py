@@ -11,7 +11,7 @@ import typer
 
 from step1x_edit.errors import CheckpointError, InvalidRequest, MissingExtra, Step1XEditError
 
-DONE, FAILED, BAD_REQUEST, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_REQUEST = 0, 1, 2
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Advance = Callable[[int, int], None]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from step1x_edit.errors import CheckpointError
-from step1x_edit.model.config import RELEASED_SAMPLING
+from step1x_edit.model.config import own_sampling
 
 WEIGHT_COMPONENTS = ("transformer", "text_encoder", "vae")
 """Folders of a model that hold weights."""
@@ -49,6 +49,8 @@ class ModelSettings(NamedTuple):
     num_inference_steps: int
     guidance_scale: float
     size_level: int
+    draw_size: int
+    draw_negative_prompt: str
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -79,9 +81,7 @@ def read_settings(index: dict[str, Any]) -> ModelSettings:
     Args:
         index: From `read_index`.
     """
-    return ModelSettings(
-        **{name: index.get(name, RELEASED_SAMPLING[name]) for name in ModelSettings._fields}
-    )
+    return ModelSettings(**own_sampling(index))
 
 
 def read_version(folder: Path) -> str:

@@ -18,7 +18,7 @@ from step1x_edit.checkpoints.folder import (
 from step1x_edit.checkpoints.official import load_transformer
 from step1x_edit.checkpoints.official import load_vae as load_official_vae
 from step1x_edit.checkpoints.resolve import ModelFiles
-from step1x_edit.errors import CheckpointError
+from step1x_edit.checkpoints.tensor_files import check_finite
 from step1x_edit.model.instruction_config import InstructionConfig
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.model.processor import PictureProcessor
@@ -82,9 +82,8 @@ def build_pipeline(
     )
 
 
-@torch.no_grad()
 def check_numbers(network: nn.Module, origin: str) -> None:
-    """Refuse weights that are not finite: a picture made with them is black, and nothing says why.
+    """Refuse weights that are not finite; see `tensor_files.check_finite`.
 
     Args:
         network: Its parameters are read once.
@@ -94,10 +93,4 @@ def check_numbers(network: nn.Module, origin: str) -> None:
         CheckpointError: The first such tensor, by name.
     """
     for name, parameter in network.named_parameters():
-        # The extremes show both in one pass without a copy; fp8 has no such kernel.
-        values = parameter if parameter.element_size() > 1 else parameter.to(torch.bfloat16)
-        if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
-            raise CheckpointError(
-                f"{origin}: the tensor {name} holds NaN or infinite values: the file is damaged, "
-                "get it again"
-            )
+        check_finite(name, parameter, origin)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from step1x_edit.checkpoints.contents import one_line
 from step1x_edit.errors import CheckpointError
-from step1x_edit.model.lora_layouts import check_fit, read_header
+from step1x_edit.model.lora_layouts import check_fit, layer_of, read_header
 from step1x_edit.request import AppliedLora, LoraChoice
 
 _CHUNK_BYTES = 1 << 20
@@ -35,24 +35,25 @@ def check_loras(choices: Sequence[LoraChoice], transformer: Path | None) -> None
 
     Args:
         choices: What is to be put on.
-        transformer: The model's transformer; None where it is not on this machine yet. A folder is
-            looked into here, official files and packed weights when the model is loaded.
+        transformer: The model's transformer, a folder or an official file; None where it is not on
+            this machine yet. Packed weights are looked into when the model is loaded.
 
     Raises:
         CheckpointError: Naming the file, and the layers that do not fit.
     """
     for choice in choices:
         header = read_header(choice.file)
-        if transformer is not None and transformer.is_dir():
+        if transformer is not None:
             sizes = _layer_sizes(transformer)
             if sizes:
                 check_fit(header, sizes)
 
 
 def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:
-    """Layer name → rows and columns of every matrix in a component's files; empty if packed."""
-    sizes = {}
-    for file in sorted(component.glob("*.safetensors")):
+    """Our layer name → rows and columns of every matrix in a component; empty if packed."""
+    sizes: dict[str, tuple[int, int]] = {}
+    is_official = component.is_file()
+    for file in [component] if is_official else sorted(component.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118 - not a mapping
@@ -61,11 +62,25 @@ def _layer_sizes(component: Path) -> dict[str, tuple[int, int]]:
                         return {}
                     shape = part.get_shape()
                     if name.endswith(".weight") and len(shape) == 2:
-                        sizes[name.removesuffix(".weight")] = (shape[0], shape[1])
+                        layer = name.removesuffix(".weight")
+                        size = (shape[0], shape[1])
+                        sizes |= _our_sizes(layer, size) if is_official else {layer: size}
         except (OSError, SafetensorError) as error:
             what = one_line(error)
             raise CheckpointError(f"{file} cannot be read ({what}): get it again") from error
     return sizes
+
+
+def _our_sizes(official: str, size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Sizes of the layers of ours that an official one holds."""
+    layer = layer_of(official, "kohya")
+    if layer is None:
+        return {official: size}
+    rows, columns = size
+    # Query, key and value are square, and what may follow them takes the rest.
+    *square, last = layer.ours
+    sizes = dict.fromkeys(square, (columns, columns))
+    return sizes | {last: (rows - columns * len(square), columns)}
 
 
 def _sha256(file: Path) -> str:

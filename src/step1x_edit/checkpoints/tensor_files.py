@@ -21,6 +21,8 @@ from step1x_edit.errors import CheckpointError
 from step1x_edit.model.official_layout import transformer_rows
 from step1x_edit.model.tensor_writer import DTYPES
 
+_CHECKED_AT_ONCE = 1 << 22  # numbers
+
 
 class Place(NamedTuple):
     """Where a tensor's bytes are."""
@@ -53,6 +55,8 @@ class TensorFiles:
         self.places = places
         self.keep_cached = keep_cached
         self.bytes_read = 0
+        self._sound: set[str] = set()
+        """Names of what has been read before, and holds numbers only."""
 
     @classmethod
     def of_folder(cls, component: Path, renames: Iterable[tuple[str, str]] = ()) -> "TensorFiles":
@@ -124,7 +128,7 @@ class TensorFiles:
                 swapped.
 
         Raises:
-            CheckpointError: The file ends early.
+            CheckpointError: The file ends early, or what is read for the first time is not finite.
         """
         file, offset, dtype, shape, swapped = self.places[name]
         if rows is not None:
@@ -133,6 +137,10 @@ class TensorFiles:
             shape = (stop - start, *shape[1:])
         tensor = torch.empty(shape, dtype=dtype)
         self._fill(tensor.flatten().view(torch.uint8), file, offset)
+        if name not in self._sound:
+            check_finite(name, tensor, file)
+            if rows is None:
+                self._sound.add(name)
         return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
 
     def _fill(self, target: Tensor, file: Path, offset: int) -> None:
@@ -151,6 +159,29 @@ class TensorFiles:
         finally:
             os.close(number)
         self.bytes_read += len(view)
+
+
+def check_finite(name: str, tensor: Tensor, origin: str | Path) -> None:
+    """Refuse a weight that is not finite: a picture made with it is black, and nothing says why.
+
+    Args:
+        name: The tensor's, for the message.
+        tensor: Is read once; whole numbers pass.
+        origin: The file or folder that it was read from.
+
+    Raises:
+        CheckpointError: It holds NaN or infinite values.
+    """
+    if not tensor.is_floating_point():
+        return
+    for part in tensor.detach().flatten().split(_CHECKED_AT_ONCE):
+        # The extremes show both in one pass without a copy; fp8 has no such kernel.
+        values = part if part.element_size() > 1 else part.to(torch.bfloat16)
+        if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+            raise CheckpointError(
+                f"{origin}: the tensor {name} holds NaN or infinite values: the file is damaged, "
+                "get it again"
+            )
 
 
 def read_places(file: Path) -> dict[str, Place]:

@@ -6,6 +6,7 @@ Each is a dict of keyword arguments of `Step1XEditTransformer2DModel` or of diff
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 RELEASED_TRANSFORMER: dict[str, Any] = {
@@ -46,8 +47,28 @@ RELEASED_SAMPLING: dict[str, Any] = {
     "num_inference_steps": 28,
     "guidance_scale": 6.0,
     "size_level": 512,
+    "draw_size": 1024,
+    "draw_negative_prompt": "low quality, low resolution, blurry, noisy, compression artifacts, "
+    "cropped, deformed body, extra limbs, extra fingers, doubled objects, caption, logo, watermark",
 }
-"""What the v1 releases use where a call names nothing else; the size level in pixels."""
+"""What the v1 releases use where a call names nothing else: size level, and side of a drawn
+picture, in pixels; edits have no negative prompt."""
+
+
+def own_sampling(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model uses where a call names nothing: values of the keys of `RELEASED_SAMPLING`.
+
+    A model with a size level of its own also draws at that size, and without the release's negative
+    prompt, which is for a larger vocabulary, unless it names these, too.
+
+    Args:
+        named: What its ``model_index.json`` names; other keys and None count as not named.
+    """
+    given = {name: named[name] for name in RELEASED_SAMPLING if named.get(name) is not None}
+    drawing: dict[str, Any] = {}
+    if "size_level" in given:
+        drawing = {"draw_size": given["size_level"], "draw_negative_prompt": ""}
+    return RELEASED_SAMPLING | drawing | given
 
 
 def tiny_transformer(**changes: Any) -> dict[str, Any]:

@@ -29,6 +29,34 @@ def one_guidance(
     return given.pop() if given else default
 
 
+def check_drawing(version: str) -> None:
+    """Refuse to draw from text alone with a model that never learned it.
+
+    Args:
+        version: The model's release.
+
+    Raises:
+        InvalidRequest: It is the first one.
+    """
+    if version == "v1.0":
+        raise InvalidRequest("a v1.0 model cannot draw from text alone: give a picture to edit")
+
+
+def one_negative(
+    negative_prompt: str | Sequence[str] | None, *, is_drawn: bool, own: str
+) -> str | Sequence[str]:
+    """The negative prompt of a call: what was given, or nothing for an edit.
+
+    Args:
+        negative_prompt: As given; None where nothing was.
+        is_drawn: Whether there is no picture to edit.
+        own: What the model leads away from when it draws.
+    """
+    if negative_prompt is not None:
+        return negative_prompt
+    return own if is_drawn else ""
+
+
 def broadcast(
     image: Image.Image | Sequence[Image.Image] | None,
     prompt: str | Sequence[str] | None,

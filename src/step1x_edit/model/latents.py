@@ -5,7 +5,7 @@ the posterior's mean is taken, so results repeat) and deterministic ones such as
 (the mini). Called by pipeline and trainer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from step1x_edit.errors import InvalidRequest
 
 PIXELS_PER_TOKEN = 16
 """Side of the square of pixels behind one token: 8 of the autoencoder times 2 of the packing."""
@@ -75,6 +77,41 @@ def keep_reference(
     """
     stays = (tokens - reference).square().mean(-1, keepdim=True) < threshold
     return torch.where(stays, reference, tokens)
+
+
+def row_noise(
+    size: tuple[int, int],
+    channels: int,
+    index: int,
+    num_rows: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    latents: Float[Tensor, "batch tokens channels"] | None,
+) -> Float[Tensor, "1 tokens channels"]:
+    """The noise of one row of a batch, the same whatever else is in the batch.
+
+    Args:
+        size: Width and height of its picture in pixels.
+        channels: Values of a token.
+        index: Which row it is.
+        num_rows: How many there are.
+        generator: For all rows, or one each.
+        latents: The noise itself, packed, of all rows; then nothing is drawn.
+
+    Raises:
+        InvalidRequest: Generators or latents do not fit the rows.
+    """
+    if latents is not None:
+        shape = (num_rows, size[0] * size[1] // PIXELS_PER_TOKEN**2, channels)
+        if latents.shape != shape:
+            raise InvalidRequest(f"latents of shape {tuple(latents.shape)}: must be {shape}")
+        return latents[index : index + 1].float()
+    if isinstance(generator, Sequence):
+        if len(generator) != num_rows:
+            raise InvalidRequest(
+                f"{len(generator)} generators for {num_rows} results: give one, or one for each"
+            )
+        generator = generator[index]
+    return draw_noise((1, channels // 4, size[1] // 8, size[0] // 8), generator)
 
 
 def draw_noise(

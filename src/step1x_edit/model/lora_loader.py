@@ -8,8 +8,9 @@ their originals are kept, because adding and subtracting again would round.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -22,6 +23,15 @@ from step1x_edit.model.lora_tensors import change_layout, peft_config, read_lora
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@runtime_checkable
+class StoresBits(Protocol):
+    """A linear layer whose weight is stored as something else than numbers."""
+
+    def as_numbers(self) -> AbstractContextManager[None]:
+        """While entered, ``weight`` is numbers (out, in); left, it is stored as before."""
+        ...
+
+
 class Step1XEditLoraLoaderMixin(LoraBaseMixin):
     """LoRAs of the transformer; several at once, each with a weight."""
 
@@ -29,8 +39,8 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
     transformer_name = "transformer"
     transformer: Any
 
-    _originals: dict[Any, tuple[Tensor, dict[str, float]]] | None = None
-    """While fused: LoRA layer → its base weight on the CPU, and the adapters' scales."""
+    _originals: dict[Any, tuple[dict[str, Tensor], dict[str, float]]] | None = None
+    """While fused: LoRA layer → what its base layer's parameters were, and the adapters' scales."""
 
     def load_lora_weights(  # pyright: ignore[reportIncompatibleMethodOverride] - arguments named
         self,
@@ -116,7 +126,8 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
     ) -> None:
         """Add the active LoRAs into the weights, which saves their share of every step.
 
-        The original weights are kept in main memory until `unfuse_lora`.
+        The original weights are kept in main memory until `unfuse_lora`. Those that are stored in
+        few bits are widened, added to, and stored again, which rounds the sum as it rounded them.
 
         Args:
             components: The transformer, which is all there is.
@@ -125,33 +136,42 @@ class Step1XEditLoraLoaderMixin(LoraBaseMixin):
             adapter_names: Instead of the active ones.
 
         Raises:
-            InvalidRequest: The weights are stored in a form that cannot be added to.
+            InvalidRequest: The weights are stored in a form that cannot be added to, or wait in
+                their files.
         """
-        originals = dict(self._originals or {})
-        for name, layer in _lora_layers(self.transformer).items():
-            if layer in originals or not set(adapter_names or layer.active_adapters) & {
-                *layer.lora_A
-            }:
-                continue
-            weight = layer.get_base_layer().weight
-            if weight.dtype not in COMPUTE_DTYPES or type(weight.data) is not Tensor:
-                raise InvalidRequest(
-                    f"a LoRA cannot be fused into {name}, whose weight is stored as "
-                    f"{type(weight.data).__name__} of {weight.dtype}; leave it beside the weights"
-                )
-            originals[layer] = weight.detach().to("cpu", copy=True), dict(layer.scaling)
-        self._originals = originals
-        super().fuse_lora([*components], lora_scale, safe_fusing, adapter_names)
+        _check_components(components)
+        layers = {
+            name: layer
+            for name, layer in _lora_layers(self.transformer).items()
+            if set(adapter_names or layer.active_adapters)
+            & ({*layer.lora_A} - {*layer.merged_adapters})
+        }
+        for name, layer in layers.items():
+            _check_fusible(name, layer.get_base_layer())
+        self._originals = self._originals or {}
+        for layer in layers.values():
+            base = layer.get_base_layer()
+            if layer not in self._originals:
+                kept = {
+                    key: parameter.detach().to("cpu", copy=True)
+                    for key, parameter in base.named_parameters(recurse=False)
+                }
+                self._originals[layer] = kept, dict(layer.scaling)
+            if lora_scale != 1:
+                layer.scale_layer(lora_scale)
+            with base.as_numbers() if isinstance(base, StoresBits) else nullcontext():
+                layer.merge(safe_fusing, adapter_names)
+            self._merged_adapters = self._merged_adapters | {*layer.merged_adapters}
 
     def unfuse_lora(self, components: Sequence[str] = ("transformer",)) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - without deprecated arguments
         """Undo `fuse_lora`: the weights get their old bits, the LoRAs act beside them again."""
-        if [*components] != self._lora_loadable_modules:
-            raise InvalidRequest(f"components {[*components]}: there is only the transformer")
+        _check_components(components)
         self._restore_weights()
 
     def _restore_weights(self) -> None:
-        for layer, (weight, scaling) in (self._originals or {}).items():
-            layer.get_base_layer().weight.data.copy_(weight)
+        for layer, (parameters, scaling) in (self._originals or {}).items():
+            for key, original in parameters.items():
+                layer.get_base_layer().get_parameter(key).data.copy_(original)
             layer.merged_adapters.clear()
             layer.scaling.update(scaling)
         self._originals = None
@@ -167,6 +187,27 @@ def layer_sizes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
         for name, module in modules.items()
         if hasattr(module, "in_features") and not adapters & {*name.split(".")}
     }
+
+
+def _check_components(components: Sequence[str]) -> None:
+    if [*components] != Step1XEditLoraLoaderMixin._lora_loadable_modules:
+        raise InvalidRequest(f"components {[*components]}: there is only the transformer")
+
+
+def _check_fusible(name: str, base: Any) -> None:
+    """Refuse a layer whose weight cannot be changed where it is."""
+    weight = base.weight
+    if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
+        raise InvalidRequest(
+            f"a LoRA cannot be fused into {name}, whose weight waits elsewhere until it is needed "
+            "(offload): leave it beside the weights, or load without offload"
+        )
+    is_plain = weight.dtype in COMPUTE_DTYPES and type(weight.data) is Tensor
+    if not is_plain and not isinstance(base, StoresBits):
+        raise InvalidRequest(
+            f"a LoRA cannot be fused into {name}, whose weight is stored as "
+            f"{type(weight.data).__name__} of {weight.dtype}; leave it beside the weights"
+        )
 
 
 def _lora_layers(transformer: nn.Module) -> dict[str, Any]:

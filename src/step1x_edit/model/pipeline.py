@@ -23,7 +23,7 @@ from torch import Tensor
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.images import fit_size
-from step1x_edit.model.config import RELEASED_SAMPLING
+from step1x_edit.model.config import own_sampling
 from step1x_edit.model.guidance import (
     euler_sample,
     guided_velocity,
@@ -31,7 +31,7 @@ from step1x_edit.model.guidance import (
     prepare_ids,
     schedule,
 )
-from step1x_edit.model.inputs import broadcast, one_guidance
+from step1x_edit.model.inputs import broadcast, check_drawing, one_guidance, one_negative
 from step1x_edit.model.instruction import (
     RELEASE_V1,
     InstructionConfig,
@@ -42,10 +42,10 @@ from step1x_edit.model.instruction_config import read_instruction
 from step1x_edit.model.latents import (
     PIXELS_PER_TOKEN,
     decode_tokens,
-    draw_noise,
     encode_pictures,
     in_float32,
     keep_reference,
+    row_noise,
 )
 from step1x_edit.model.lora_loader import Step1XEditLoraLoaderMixin
 from step1x_edit.model.processor import PictureProcessor
@@ -101,6 +101,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         size_level: Size level in pixels where a call names none.
         time_shift: Shift of the times towards noise; None: the releases' rule by picture size.
         keep_threshold: See `latents.keep_reference`; 0, as the releases have it, keeps nothing.
+        draw_size: Side in pixels of a drawn picture where a call names none.
+        draw_negative_prompt: What a drawn picture is led away from where a call names nothing.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -113,9 +115,11 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         transformer: Step1XEditTransformer2DModel,
         vae: Any,
         instruction: InstructionConfig = RELEASE_V1,
-        num_inference_steps: int = RELEASED_SAMPLING["num_inference_steps"],
-        guidance_scale: float = RELEASED_SAMPLING["guidance_scale"],
-        size_level: int = RELEASED_SAMPLING["size_level"],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        size_level: int | None = None,
+        draw_size: int | None = None,
+        draw_negative_prompt: str | None = None,
         time_shift: float | None = None,
         keep_threshold: float = 0.0,
     ) -> None:
@@ -127,12 +131,15 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             transformer=transformer,
             vae=vae,
         )
+        named = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "size_level": size_level,
+            "draw_size": draw_size,
+            "draw_negative_prompt": draw_negative_prompt,
+        }
         self.register_to_config(
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            size_level=size_level,
-            time_shift=time_shift,
-            keep_threshold=keep_threshold,
+            **own_sampling(named), time_shift=time_shift, keep_threshold=keep_threshold
         )
         self.instruction = instruction
         self.image_processor = VaeImageProcessor(vae_scale_factor=PIXELS_PER_TOKEN)
@@ -182,7 +189,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         self,
         image: Image.Image | Sequence[Image.Image] | None = None,
         prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         size_level: int | None = None,
         guidance_scale: float | None = None,
@@ -202,7 +209,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         Args:
             image: One picture or several; None draws from the text alone.
             prompt: One instruction for all pictures, or one each.
-            negative_prompt: What guidance leads away from.
+            negative_prompt: What guidance leads away from; None: nothing for an edit, the model's
+                own for a drawn picture.
             num_inference_steps: Euler steps, at least 1; None: the model's own number.
             size_level: The model works on about `size_level`² pixels of the picture's shape; None:
                 the model's own.
@@ -238,19 +246,21 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             raise InvalidRequest(
                 f"{num_steps} steps for {num_images_per_prompt} pictures: both must be at least 1"
             )
-        images, prompts, negatives = broadcast(image, prompt, negative_prompt)
-        if image is None and self.transformer.version == "v1.0":
-            raise InvalidRequest("a v1.0 model cannot draw from text alone: give a picture to edit")
+        negative = one_negative(
+            negative_prompt, is_drawn=image is None, own=own["draw_negative_prompt"]
+        )
+        images, prompts, negatives = broadcast(image, prompt, negative)
+        if image is None:
+            check_drawing(self.transformer.version)
 
         # 2. One row per result: its picture at the model's size, and its noise.
         rows = []
+        num_rows = len(images) * num_images_per_prompt
         for i, picture in enumerate(images):
             size = self._size_of(picture, height, width, size_level)
             small = picture and picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             for _ in range(num_images_per_prompt):
-                noise = self._noise(
-                    size, len(rows), len(images) * num_images_per_prompt, generator, latents
-                )
+                noise = row_noise(size, self.channels, len(rows), num_rows, generator, latents)
                 rows.append(_Row(small, prompts[i], negatives[i], size, noise))
 
         # 3. to 5. Rows of one size and kind go through the networks together.
@@ -288,7 +298,8 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         self, image: Image.Image | None, height: int | None, width: int | None, level: int | None
     ) -> tuple[int, int]:
         """Width and height of a result in pixels."""
-        side = self.config["size_level"] if level is None else level
+        own = self.config["draw_size" if image is None else "size_level"]
+        side = own if level is None else level
         size = fit_size(*image.size, side) if image is not None else (side, side)
         size = (size[0] if width is None else width, size[1] if height is None else height)
         if any(side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN for side in size):
@@ -297,29 +308,6 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
                 f"{PIXELS_PER_TOKEN} pixels"
             )
         return size
-
-    def _noise(
-        self,
-        size: tuple[int, int],
-        index: int,
-        num_rows: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: Tensor | None,
-    ) -> Tensor:
-        """Noise of row `index` (1, N, C), the same whatever else is in the batch."""
-        if latents is not None:
-            shape = (num_rows, size[0] * size[1] // PIXELS_PER_TOKEN**2, self.channels)
-            if latents.shape != shape:
-                raise InvalidRequest(f"latents of shape {tuple(latents.shape)}: must be {shape}")
-            return latents[index : index + 1].float()
-        several = isinstance(generator, Sequence)
-        if several and len(generator) != num_rows:
-            raise InvalidRequest(
-                f"{len(generator)} generators for {num_rows} results: give one, or one for each"
-            )
-        chosen = generator[index] if several else generator
-        shape = (1, self.channels // 4, size[1] // 8, size[0] // 8)
-        return draw_noise(shape, cast("torch.Generator | None", chosen))
 
     def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
         """3. Source pictures → reference tokens; None for text to image."""

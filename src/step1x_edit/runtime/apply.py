@@ -4,8 +4,9 @@
 top of it.
 """
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from step1x_edit.checkpoints.load import (
-    build_pipeline,
-    check_numbers,
-    load_autoencoder,
-    load_networks,
-)
+from step1x_edit.checkpoints.load import build_pipeline, load_autoencoder, load_networks
 from step1x_edit.checkpoints.resolve import ModelFiles
 from step1x_edit.checkpoints.tensor_files import TensorFiles, read_places
 from step1x_edit.errors import InvalidRequest
@@ -29,6 +25,8 @@ from step1x_edit.runtime.disk import BlockStream, StreamTimes
 from step1x_edit.runtime.load import NetworkLoader, open_text_encoder, open_transformer
 from step1x_edit.runtime.offload import offload_to_memory
 from step1x_edit.runtime.precision import FILE_DTYPES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,11 +75,10 @@ def load_pipeline(
         torch.set_num_threads(runtime.threads)
     device = choose_device(runtime.device)
     dtype = choose_dtype(runtime.dtype, device)
-    waits = torch.device("cpu") if runtime.offload in ("model", "block") else device
 
     # 2. The networks, in the precision that they keep, or left in their files.
     places = {name: files.components[name] for name in ("text_encoder", "transformer")}
-    opened = open_networks(places, runtime, dtype, waits)
+    opened = open_networks(places, runtime, dtype, device)
     if opened is None:
         networks, streams = load_networks(files, dtype), None
     else:
@@ -89,10 +86,15 @@ def load_pipeline(
     pipeline = build_pipeline(files, networks, instruction)
 
     # 3. Where the weights wait.
-    if runtime.offload in ("model", "block"):
+    if runtime.offload in ("model", "block") and device.type != "cpu":
         offload_to_memory(pipeline, runtime.offload, device)
     else:
         pipeline.to(device)  # what is streamed is there already
+    if runtime.offload == "model" and device.type == "cpu":
+        logger.warning(
+            "offload model keeps weights in main memory, which is where a CPU has them: it saves "
+            "nothing here; block saves the language model, disk nearly everything"
+        )
     return Loaded(pipeline, streams)
 
 
@@ -110,9 +112,9 @@ def open_networks(
 
     Args:
         places: "transformer" → its folder or an official file, "text_encoder" → its folder.
-        runtime: Says how they are stored, and whether they stay on the disk.
+        runtime: Says how they are stored, and where they wait.
         dtype: Compute precision.
-        device: Where to.
+        device: Where they run.
 
     Returns:
         None where nothing of this is asked for and the files are plain: then the libraries' own
@@ -121,25 +123,37 @@ def open_networks(
     Raises:
         CheckpointError: The files are not what they should be.
     """
-    on_disk = runtime.offload == "disk"
+    on_disk = _left_on_disk(runtime.offload, device)
     if runtime.weights == "auto" and not on_disk and not any(map(_few_bits, places.values())):
         return None
+    waits = torch.device("cpu") if runtime.offload in ("model", "block") else device
     opened = {
         "text_encoder": open_text_encoder(places["text_encoder"]),
         "transformer": open_transformer(places["transformer"]),
     }
     precision = None if runtime.weights == "auto" else runtime.weights
-    loaders = [
-        NetworkLoader(model, files, precision, dtype, device) for model, files in opened.values()
-    ]
+    loaders = {
+        name: NetworkLoader(model, files, precision, dtype, waits)
+        for name, (model, files) in opened.items()
+    }
+    num_bytes = sum(files.num_bytes for _, files in opened.values())
+    keep_cached = num_bytes < free_memory() / 2
+    for name, loader in loaders.items():
+        loader.files.keep_cached = keep_cached
+        if name not in on_disk:
+            loader.load()
     networks = {name: model for name, (model, _) in opened.items()}
-    if on_disk:
-        return Opened(networks, _stream({name: pair[1] for name, pair in opened.items()}, loaders))
-    for loader in loaders:
-        loader.load()
-    for name, network in networks.items():
-        check_numbers(network, str(places[name]))
-    return Opened(networks, None)
+    streamed = {name: loader for name, loader in loaders.items() if name in on_disk}
+    return Opened(networks, _stream(streamed) if streamed else None)
+
+
+def _left_on_disk(offload: str, device: torch.device) -> tuple[str, ...]:
+    """Networks whose blocks are read from the files when they are needed."""
+    if offload == "disk":
+        return "text_encoder", "transformer"
+    # A CPU's own memory is where blocks would wait. What runs once an edit need not wait there:
+    # each of its blocks is read once, either way.
+    return ("text_encoder",) if offload == "block" and device.type == "cpu" else ()
 
 
 def _few_bits(place: Path) -> bool:
@@ -149,14 +163,11 @@ def _few_bits(place: Path) -> bool:
     )
 
 
-def _stream(files: dict[str, TensorFiles], loaders: Sequence[NetworkLoader]) -> DiskStreams:
-    num_bytes = sum(part.num_bytes for part in files.values())
-    for part in files.values():
-        part.keep_cached = num_bytes < free_memory() / 2
+def _stream(loaders: Mapping[str, NetworkLoader]) -> DiskStreams:
     times = StreamTimes()
     reader = ThreadPoolExecutor(1, "step1x-disk")
-    rows = [row for loader in loaders for row in loader.stream(reader, times)]
-    return DiskStreams(rows, times, files)
+    rows = [row for loader in loaders.values() for row in loader.stream(reader, times)]
+    return DiskStreams(rows, times, {name: loader.files for name, loader in loaders.items()})
 
 
 def free_memory() -> float:

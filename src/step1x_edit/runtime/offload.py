@@ -1,11 +1,9 @@
 """Weights that wait in main memory until the GPU needs them, by diffusers' own hooks.
 
-Where the networks run on the CPU, main memory is where they are, and there is nothing to move:
-`offload_to_memory` says so and leaves the pipeline as it is. Called by `apply`; blocks that wait in
-files are the work of `disk`.
+Called by `apply`, but where the networks run on the CPU: main memory is where they are then, and
+there is nothing to move. Blocks that wait in files are the work of `disk`.
 """
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.runtime.disk import BlockStream, StreamTimes, Weights, empty_parameter
 from step1x_edit.runtime.precision import blocks
-
-logger = logging.getLogger(__name__)
 
 
 def offload_to_memory(
@@ -32,17 +28,11 @@ def offload_to_memory(
             where the device has streams.
         device: Where they run.
     """
-    if device.type == "cpu":
-        logger.warning(
-            "offload %s keeps weights in main memory, which is where a CPU has them: it saves "
-            "nothing here; disk does",
-            unit,
-        )
-    elif unit == "model":
+    if unit == "model":
         pipeline.enable_model_cpu_offload(device=device)
         # The pipeline enters the language model one level further down.
         add_hook_to_module(pipeline.text_encoder.model, CpuOffload(device))
-    if unit == "block":
+    else:
         apply_group_offloading(
             pipeline.transformer,
             onload_device=device,

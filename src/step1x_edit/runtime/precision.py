@@ -8,6 +8,7 @@ alone. Called by `load`, which stores while it reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -167,6 +168,19 @@ class StoredLinear(nn.Linear):
         return widen(
             Stored(self.weight, self.weight_scale), self.precision, dtype, self.in_features
         )
+
+    @contextmanager
+    def as_numbers(self) -> Iterator[None]:
+        """Hold the weight as float32 numbers, (out, in), and store again what it has become."""
+        bits = self.weight.data
+        self.weight.data = self.widened(torch.float32)
+        try:
+            yield
+            stored = store(self.weight.data, self.precision)
+        finally:
+            self.weight.data = bits
+        bits.copy_(stored.bits)
+        self.weight_scale.data.copy_(stored.scale)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """As of `nn.Linear`, in the precision of `input`."""
