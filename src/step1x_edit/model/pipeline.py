@@ -73,7 +73,7 @@ class Step1XEditOutput(BaseOutput):
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One picture to make."""
 
     image: Image.Image | None
@@ -244,7 +244,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
                 noise = self._noise(
                     size, len(rows), len(images) * num_images_per_prompt, generator, latents
                 )
-                rows.append(_Row(small, prompts[i], negatives[i], size, noise))
+                rows.append(Row(small, prompts[i], negatives[i], size, noise))
 
         # 3. to 5. Rows of one size and kind go through the networks together.
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -254,9 +254,9 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         references: dict[int, Tensor] = {}
         for indices in groups.values():
             group = [rows[i] for i in indices]
-            reference = self._encode_references(group)
-            features = self._encode_instructions(group, is_guided(guidance))
-            tokens = self._denoise(
+            reference = self.encode_references(group)
+            features = self.encode_instructions(group, is_guided(guidance))
+            tokens = self.denoise(
                 group, features, reference, num_steps, guidance, callback_on_step_end
             )
             made |= dict(zip(indices, tokens, strict=True))
@@ -265,11 +265,11 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
 
         # 6. Decode in float32.
         self.maybe_free_model_hooks()
-        results = self._decode([made[i] for i in range(len(rows))], rows, output_type)
+        results = self.decode([made[i] for i in range(len(rows))], rows, output_type)
         rendered = None
         if return_references and references:
             every = range(0, len(rows), num_images_per_prompt)  # one for each input
-            inputs = self._decode(
+            inputs = self.decode(
                 [references[i] for i in every], [rows[i] for i in every], output_type
             )
             places = [i // num_images_per_prompt for i in range(len(rows))]
@@ -314,7 +314,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         shape = (1, self.channels // 4, size[1] // 8, size[0] // 8)
         return draw_noise(shape, cast("torch.Generator | None", chosen))
 
-    def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
+    def encode_references(self, rows: list[Row]) -> Float[Tensor, "batch tokens channels"] | None:
         """3. Source pictures → reference tokens; None for text to image."""
         if rows[0].image is None:
             return None
@@ -327,7 +327,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         places = {name: place for place, name in enumerate(distinct)}
         return tokens[[places[id(row.image)] for row in rows]]
 
-    def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
+    def encode_instructions(self, rows: list[Row], guided: bool) -> InstructionFeatures:
         """4. Pictures and instructions → features; the negative rows follow the positive ones."""
         encoder = InstructionEncoder(self.text_encoder, self.processor, self.instruction)
         images = [row.image for row in rows]
@@ -336,9 +336,9 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             images, prompts = images * 2, prompts + [row.negative_prompt for row in rows]
         return encoder.encode(encoder.tokenize(images, prompts))
 
-    def _denoise(
+    def denoise(
         self,
-        rows: list[_Row],
+        rows: list[Row],
         features: InstructionFeatures,
         reference: Tensor | None,
         num_steps: int,
@@ -384,7 +384,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
 
             return euler_sample(velocity, noise, schedule(num_steps, noise.shape[1]), on_step)
 
-    def _decode(self, tokens: list[Tensor], rows: list[_Row], output_type: str) -> Any:
+    def decode(self, tokens: list[Tensor], rows: list[Row], output_type: str) -> Any:
         """Tokens → pictures of the wanted form; tensors of one size are stacked."""
         if output_type == "latent":
             return tokens

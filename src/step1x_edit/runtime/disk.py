@@ -6,7 +6,7 @@ or taken off later works as on any other model. Called by `load`.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
@@ -46,7 +46,7 @@ class BlockStream:
         self,
         blocks: Sequence[nn.Module],
         read: Read,
-        reader: ThreadPoolExecutor,
+        reader: Executor,
         times: StreamTimes,
     ) -> None:
         self.blocks = list(blocks)
