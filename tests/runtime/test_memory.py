@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime import memory, shortage
 from step1x_edit.runtime.blueprint import blueprint
 from step1x_edit.runtime.memory import PeakTracker, estimate
-from step1x_edit.runtime.offload import stream_from_memory
+from step1x_edit.runtime.offload import park_head, stream_from_memory
 
 from .loading import load
 
@@ -185,6 +186,19 @@ def test_models_that_are_not_here(tmp_path, monkeypatch):
     assert torch.float8_e4m3fn in dtypes["transformer"]
     assert dtypes["text_encoder"] == {torch.bfloat16}
     assert blueprint(CATALOG["v1.1"].location, None).size_level_px == 512
+
+
+def test_a_parked_head_answers_when_it_is_asked_after_all():
+    head, rows = torch.nn.Linear(4, 6, bias=False), torch.nn.Embedding(6, 4)
+    model = SimpleNamespace(lm_head=head, get_input_embeddings=lambda: rows)
+    wanted = head(torch.ones(1, 4))
+    park_head(model)
+    assert torch.equal(head(torch.ones(1, 4)), wanted)
+    assert len(head._forward_pre_hooks) == 1
+    tied = torch.nn.Linear(4, 6, bias=False)
+    tied.weight = rows.weight
+    park_head(SimpleNamespace(lm_head=tied, get_input_embeddings=lambda: rows))
+    assert not tied._forward_pre_hooks  # its weight is at work as the embedding
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from step1x_edit.runtime.heap import give_back
+
 Weights = dict[nn.Parameter, Tensor]
 """Parameter of a model → what it holds while it is needed."""
 Read = Callable[[nn.Module], Weights]
@@ -89,9 +91,12 @@ class BlockStream:
         self._release()
 
     def _release(self) -> None:
+        if not self._held:
+            return
         for parameter, empty in self._held:
             parameter.data = empty
         self._held.clear()
+        give_back()
 
     def _take(self, index: int) -> Weights:
         """What was read ahead, if it is this block; blocks may be skipped or start over."""

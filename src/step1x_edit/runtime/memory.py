@@ -16,6 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 from weakref import finalize
 
 import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,11 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.images import fit_size
 from step1x_edit.model.guidance import is_guided
 from step1x_edit.model.instruction import InstructionConfig, InstructionTokens, encode_tokens
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, draw_noise
 from step1x_edit.model.pipeline import Row, Step1XEditPipeline
+from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime.blueprint import Blueprint, Network, ValuelessFiles, replace_shape
 from step1x_edit.runtime.disk import StreamTimes
@@ -125,7 +130,7 @@ def estimate(
             waits = offload in ("block", "disk")
             stages = run.with_weights(streamed if waits else resident, offload)
             with_cache = {**stages, "steps": stages["steps"] + cache}
-            main_memory = run.total if offload in ("model", "block") else 0
+            main_memory = run.in_main_memory(offload) if kind == "cuda" else 0
             found += [
                 Estimate(stored, offload, on, with_cache if on else stages, main_memory)
                 for on in (False, True)
@@ -138,6 +143,8 @@ class _Bytes(NamedTuple):
     """What the weights of a network take, in bytes."""
 
     total: int
+    device: int
+    """On the device where nothing waits; see `offload.park_head`."""
     block: int
     """On the GPU for good where blocks wait in main memory."""
     disk: int
@@ -169,7 +176,7 @@ class _Simulation:
             if kind == "cuda":  # what is read is made ready in main memory
                 ready = Network(network.model, _as_stored(loader, files, dtype))
                 loader.files = ValuelessFiles(ready, like)
-            self.bytes[name] = _count(loader.model, dtype)
+            self.bytes[name] = _count(loader.model, dtype, head_waits=kind == "cuda")
             _shorten(loader.model)
             with self.mode:
                 _, peak = _peak_of(loader.load)
@@ -179,8 +186,10 @@ class _Simulation:
         self.vae = plan.vae()
         with self.mode:
             self.vae.to_empty(device="cpu")
-        self.bytes["vae"] = _Bytes(*[_num_bytes(self.vae.parameters())] * 3)
+        self.bytes["vae"] = _Bytes(*[_num_bytes(self.vae.parameters())] * 4)
         self.instruction = plan.instruction
+        # Any will do: the tokens are made up.
+        self.processor = PictureProcessor.from_pretrained(MINI_FOLDER / "processor")
 
     @property
     def total(self) -> int:
@@ -196,10 +205,9 @@ class _Simulation:
     def stages(self, rows: list[Row], guided: bool) -> dict[str, int]:
         """Stage → peak of what there is beside the weights that are in memory for good."""
         networks: dict[str, Any] = {name: each.model for name, each in self.loaders.items()}
-        nothing: Any = None  # not needed by the stages
         pipeline = Step1XEditPipeline(
-            processor=nothing, scheduler=nothing, vae=self.vae, instruction=self.instruction,
-            **networks,
+            processor=self.processor, scheduler=FlowMatchEulerDiscreteScheduler(), vae=self.vae,
+            instruction=self.instruction, **networks,
         )  # fmt: skip
         pipeline.set_progress_bar_config(disable=True)
         tokens = _longest_tokens(pipeline, rows[0].size, self.instruction, 2 if guided else 1)
@@ -231,21 +239,24 @@ class _Simulation:
         """
         sizes = self.bytes
         if offload == "model":  # the autoencoder stays until all is brought back
-            weights = {
-                "picture": sizes["vae"].total,
-                "instruction": sizes["vae"].total + sizes["text_encoder"].total,
-                "steps": sizes["vae"].total + sizes["transformer"].total,
-                "decoding": sizes["vae"].total,
-            }
+            weights = dict.fromkeys(beside, sizes["vae"].device)
+            weights["instruction"] += sizes["text_encoder"].device
+            weights["steps"] += sizes["transformer"].device
         elif offload == "block":  # what is no block of the transformer goes after each step
-            kept = sizes["vae"].block + sizes["text_encoder"].block
+            kept = sizes["vae"].device + sizes["text_encoder"].block
             weights = dict.fromkeys(beside, kept)
             weights["steps"] += sizes["transformer"].block
         else:
-            each = [part.disk if offload == "disk" else part.total for part in sizes.values()]
+            each = [part.disk if offload == "disk" else part.device for part in sizes.values()]
             weights = dict.fromkeys(beside, sum(each))
         loading = {"loading": self.loading} if offload == "none" else {}
         return loading | {stage: weights[stage] + beside[stage] for stage in beside}
+
+    def in_main_memory(self, offload: str) -> int:
+        """Bytes of weights that wait there for a GPU."""
+        if offload in ("model", "block"):
+            return self.total
+        return sum(part.total - part.device for part in self.bytes.values() if offload == "none")
 
     def step_cache(self, rows: list[Row], guided: bool) -> int:
         """Bytes that TeaCache keeps."""
@@ -322,7 +333,7 @@ def _num_bytes(tensors: Iterator[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _count(model: Any, dtype: torch.dtype) -> _Bytes:
+def _count(model: Any, dtype: torch.dtype, *, head_waits: bool) -> _Bytes:
     """What the weights of a network on the meta device will take."""
     streamed: dict[nn.Parameter, str] = {
         parameter: name for name, block in blocks(model) for parameter in block.parameters()
@@ -330,7 +341,7 @@ def _count(model: Any, dtype: torch.dtype) -> _Bytes:
     rows = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "lm_head", None)
     tied = head is not None and model.config.tie_word_embeddings
-    total = block = disk = 0
+    total = device = block = disk = 0
     for parameter in model.parameters():
         is_head = head is not None and parameter is head.weight
         if is_head and tied and parameter not in rows:
@@ -338,6 +349,9 @@ def _count(model: Any, dtype: torch.dtype) -> _Bytes:
         itemsize = dtype.itemsize if parameter.is_floating_point() else parameter.itemsize
         size = parameter.numel() * itemsize
         total += size
+        if is_head and head_waits:
+            continue
+        device += size
         # diffusers' group offloading sees the rows of blocks that the network itself holds;
         # the language model's are all streamed by a hook of our own.
         if head is None:
@@ -346,7 +360,7 @@ def _count(model: Any, dtype: torch.dtype) -> _Bytes:
             is_streamed = parameter in streamed
         block += 0 if is_streamed else size
         disk += 0 if parameter in streamed or parameter in rows or is_head else size
-    return _Bytes(total, block, disk)
+    return _Bytes(total, device, block, disk)
 
 
 def _shorten(model: Any) -> None:
