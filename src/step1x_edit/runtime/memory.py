@@ -343,8 +343,8 @@ def _count(model: Any, dtype: torch.dtype, *, head_waits: bool) -> _Bytes:
     tied = head is not None and model.config.tie_word_embeddings
     total = device = block = disk = 0
     for parameter in model.parameters():
-        is_head = head is not None and parameter is head.weight
-        if is_head and tied and parameter not in rows:
+        is_head = head is not None and parameter is head.weight and parameter not in rows
+        if is_head and tied:
             continue
         itemsize = dtype.itemsize if parameter.is_floating_point() else parameter.itemsize
         size = parameter.numel() * itemsize
