@@ -109,11 +109,11 @@ def test_streamed_blocks_are_those_of_a_real_run(tiny_model, on_gpu):
     assert foretold - kept - vae - language == pytest.approx(real, rel=0.05)
 
 
-def test_each_setting_takes_less_than_the_one_before(on_gpu):
+def test_what_waits_elsewhere_takes_less(on_gpu):
     for weights in ("auto", "int4"):
-        ways = [on_gpu[weights, offload, False].peak for offload in memory.OFFLOADS]
-        assert ways == sorted(ways, reverse=True)
-        assert ways[0] > ways[-1]
+        ways = {each: on_gpu[weights, each, False].peak for each in memory.OFFLOADS}
+        # Which of them least depends on the sizes: here most of it is no block.
+        assert max(ways["model"], ways["block"], ways["disk"]) < ways["none"]
     for offload in memory.OFFLOADS:
         plain, cached = (on_gpu["auto", offload, on].stages for on in (False, True))
         tokens = 2 * (SIZE // 16) ** 2
