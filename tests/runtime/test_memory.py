@@ -240,7 +240,9 @@ import resource, sys
 from pathlib import Path
 from step1x_edit import Editor
 from step1x_edit.apps import cli
+from step1x_edit.apps.console import quieten
 
+quieten()
 Editor.load(sys.argv[1])  # the libraries are there, and their threads
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 100_000_000, resource.RLIM_INFINITY))
