@@ -30,7 +30,14 @@ from machine import describe
 from step1x_edit import Editor, EditRequest, RuntimeConfig, Step1XEditTransformer2DModel
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.checkpoints.resolve import look
-from step1x_edit.model.config import RELEASED_TRANSFORMER, RELEASED_VAE, tiny_transformer, tiny_vae
+from step1x_edit.model.config import (
+    RELEASED_TEXT,
+    RELEASED_TRANSFORMER,
+    RELEASED_VAE,
+    RELEASED_VISION,
+    tiny_transformer,
+    tiny_vae,
+)
 from step1x_edit.model.instruction_config import InstructionConfig, read_instruction
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.small_mllm import small_mllm_config
@@ -53,33 +60,6 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "coffee.jpg"
 POOL_SIZE = (1 << 22) + 3  # odd, so that rows are not alike
 FP8_SCALE = 2.0**-12
 
-RELEASED_TEXT: dict[str, Any] = {
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 1e6,
-        "mrope_section": [16, 24, 24],
-    },
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-RELEASED_VISION: dict[str, Any] = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "window_size": 112,
-}
-"""Qwen2.5-VL-7B."""
-
 
 def text_encoder_config(scale: str) -> Qwen2_5_VLConfig:
     """Sizes of the language model; the special tokens are those of the mini's tokenizer."""
@@ -87,6 +67,11 @@ def text_encoder_config(scale: str) -> Qwen2_5_VLConfig:
     small = small_mllm_config(tokenizer, hidden_size=32, vision_hidden_size=16)
     if scale == "tiny":
         return small
+    if scale == "middle":
+        return small_mllm_config(
+            tokenizer, hidden_size=1024, num_layers=8, num_heads=8,
+            vision_hidden_size=512, vision_depth=4, vision_heads=8,
+        )  # fmt: skip
     ids = {key: value for key, value in small.to_dict().items() if key.endswith("_token_id")}
     text = {**RELEASED_TEXT, "pad_token_id": tokenizer.pad_token_id}
     return Qwen2_5_VLConfig(
@@ -94,17 +79,33 @@ def text_encoder_config(scale: str) -> Qwen2_5_VLConfig:
     )
 
 
+def transformer_config(scale: str, text_width: int) -> dict[str, Any]:
+    """Sizes of the transformer; `text_width` is that of the language model."""
+    if scale == "tiny":
+        return tiny_transformer(connector_in_channels=text_width)
+    if scale == "middle":
+        narrower = {
+            "num_layers": 4, "num_single_layers": 8, "num_attention_heads": 12,
+            "joint_attention_dim": 1536, "connector_hidden_size": 1536, "connector_heads_num": 12,
+        }  # fmt: skip
+        return RELEASED_TRANSFORMER | narrower | {"connector_in_channels": text_width}
+    return RELEASED_TRANSFORMER
+
+
+def vae_config(scale: str) -> dict[str, Any]:
+    """Sizes of the autoencoder."""
+    sizes = {"tiny": tiny_vae(), "middle": tiny_vae(block_out_channels=(32, 64, 128, 128))}
+    return sizes.get(scale, RELEASED_VAE)
+
+
 def write_configs(folder: Path, scale: str) -> None:
     """Everything of the model folder but the networks' weights."""
-    tiny = scale == "tiny"
     encoder: Any = text_encoder_config(scale)
     encoder.save_pretrained(folder / "text_encoder")
-    width = encoder.text_config.hidden_size
-    sizes = tiny_transformer(connector_in_channels=width) if tiny else RELEASED_TRANSFORMER
+    sizes = transformer_config(scale, encoder.text_config.hidden_size)
     with torch.device("meta"):
         Step1XEditTransformer2DModel(**sizes).save_config(folder / "transformer")
-    vae = AutoencoderKL(**(tiny_vae() if tiny else RELEASED_VAE))
-    vae.save_pretrained(folder / "vae")
+    AutoencoderKL(**vae_config(scale)).save_pretrained(folder / "vae")
     shutil.copytree(MINI_FOLDER / "processor", folder / "processor")
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.save_pretrained(folder / "scheduler")
@@ -118,14 +119,14 @@ def write_configs(folder: Path, scale: str) -> None:
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def empty_network(folder: Path, component: str) -> dict[str, Tensor]:
-    """The tensors of a network in fp8, without their values."""
+def empty_network(folder: Path, component: str, *, in_fp8: bool = True) -> dict[str, Tensor]:
+    """The tensors of a network, without their values; bfloat16 where they are not in fp8."""
     make: Callable[[Path], Any] = (
         empty_transformer if component == "transformer" else empty_text_encoder
     )
     model: Any = make(folder / component)
     model.to(torch.bfloat16)
-    for name, linear in list(block_linears(model)):
+    for name, linear in list(block_linears(model)) if in_fp8 else ():
         replace_module(model, name, empty_stored(linear, "fp8", torch.bfloat16))
     return file_tensors(model)
 
@@ -149,15 +150,22 @@ class RandomWeights:
         return pool.repeat(-(-count // len(pool)))[:count].view(dtype).reshape(shape)
 
 
-def write_model(folder: Path, scale: str) -> dict[str, Any]:
+def write_model(folder: Path, scale: str, *, in_fp8: bool = True) -> dict[str, Any]:
     """Write the model folder.
+
+    Args:
+        folder: Exists and is empty.
+        scale: "full", "middle" or "tiny".
+        in_fp8: The linear layers of the blocks are; otherwise all is bfloat16.
 
     Raises:
         SystemExit: There is no room for it.
     """
     started = time.perf_counter()
     write_configs(folder, scale)
-    networks = {component: empty_network(folder, component) for component in WEIGHT_FILES}
+    networks = {
+        component: empty_network(folder, component, in_fp8=in_fp8) for component in WEIGHT_FILES
+    }
     needed = sum(t.numel() * t.itemsize for network in networks.values() for t in network.values())
     free = shutil.disk_usage(folder).free
     if free < needed + GIB:
@@ -220,7 +228,7 @@ def edit(folder: Path, offload: str, size_level: int, guidance: float) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--scale", choices=("full", "middle", "tiny"), default="full")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--size-level", type=int, default=256)
     parser.add_argument("--guidance", type=float, default=-1.0, help="-1 is none, at half the cost")

@@ -31,6 +31,7 @@ from step1x_edit.request import (
     Provenance,
     RuntimeConfig,
 )
+from step1x_edit.runtime import shortage
 from step1x_edit.runtime.apply import load_pipeline
 
 Progress = Callable[[int, int], None]
@@ -45,6 +46,7 @@ class Editor:
         model: The name or path that it was loaded by.
         model_hash: Tells which weights these are; see `resolve.weights_hash`.
         lora: What has been put on it.
+        runtime: How it runs here, for messages.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Editor:
         model: str,
         model_hash: str,
         lora: Sequence[AppliedLora] = (),
+        runtime: RuntimeConfig | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.model = model
         self.model_hash = model_hash
         self.lora = tuple(lora)
+        self.runtime = runtime or RuntimeConfig.checked()
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
@@ -74,6 +78,7 @@ class Editor:
             InvalidRequest: The model is unknown, or the device is not there.
             CheckpointError: Its files, or those of a LoRA, are not what they should be, or not
                 here.
+            OutOfMemory: There is no room for it.
             Step1XEditError: It cannot be fetched.
         """
         runtime = runtime or RuntimeConfig.checked()
@@ -84,11 +89,12 @@ class Editor:
             official_source=runtime.official_source,
             offline=runtime.offline,
         )
-        pipeline = load_pipeline(files, instruction, runtime).pipeline
-        if runtime.lora:
-            _put_on(pipeline, runtime.lora)
+        with shortage.named(runtime):
+            pipeline = load_pipeline(files, instruction, runtime).pipeline
+            if runtime.lora:
+                _put_on(pipeline, runtime.lora)
         model_hash = resolve.weights_hash(files, runtime.weights)
-        return cls(pipeline, model, model_hash, applied(runtime.lora))
+        return cls(pipeline, model, model_hash, applied(runtime.lora), runtime)
 
     def edit(self, request: EditRequest, on_progress: Progress | None = None) -> EditResult:
         """Edit a picture, or draw one where the request has none.
@@ -99,6 +105,7 @@ class Editor:
 
         Raises:
             InvalidRequest: The picture, the mask or the instruction cannot be used.
+            OutOfMemory: There is no room to run the model at this size.
         """
         started = time.perf_counter()
         # 1. Read and check everything before any network runs.
@@ -112,16 +119,18 @@ class Editor:
             if on_progress is not None:
                 on_progress(step + 1, settings["num_inference_steps"])
 
-        output: Any = self.pipeline(
-            image=None if picture is None else picture.on_white,
-            prompt=request.prompt,
-            num_images_per_prompt=request.num_images,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="np",
-            return_references=True,
-            callback_on_step_end=on_step,
-            **settings,
-        )
+        size_level = settings["size_level"] or self.pipeline.config["size_level"]
+        with shortage.named(self.runtime, size_level):
+            output: Any = self.pipeline(
+                image=None if picture is None else picture.on_white,
+                prompt=request.prompt,
+                num_images_per_prompt=request.num_images,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",
+                return_references=True,
+                callback_on_step_end=on_step,
+                **settings,
+            )
         results = [np.asarray(result, np.float32) for result in output.images]
         ran = time.perf_counter()
 
@@ -144,7 +153,7 @@ class Editor:
             seed=seed,
             num_steps=settings["num_inference_steps"],
             guidance=settings["guidance_scale"],
-            size_level_px=settings["size_level"] or self.pipeline.config["size_level"],
+            size_level_px=size_level,
             keep=request.keep,
             width=width,
             height=height,

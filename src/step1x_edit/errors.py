@@ -18,3 +18,16 @@ class CheckpointError(Step1XEditError):
 
 class MissingExtra(Step1XEditError, ImportError):
     """An optional dependency is needed and not installed. Exit code 2."""
+
+
+class OutOfMemory(Step1XEditError):
+    """There is not enough memory for a model or an edit as it is set. Exit code 1."""
+
+
+_SHORTAGE = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy or torch says that there is no more memory."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(said in words for said in _SHORTAGE)

@@ -258,14 +258,40 @@ def bench_mini(
 
 
 @app.command()
-def doctor() -> int:
-    """Say what this machine can run."""
-    from step1x_edit.apps.doctor import examine
+@options.with_settings(
+    {"size_level_px": "--size-level", "guidance": "--guidance"},
+    runtime_flags={name: options.RUNTIME_FLAGS[name] for name in ("dtype", "device")},
+)
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="tell how much memory each setting takes with this model"),
+    ] = None,
+    *,
+    settings: dict[str, Any],
+    runtime: RuntimeConfig,
+) -> int:
+    """Say what this machine can run; with a model or a size, which settings fit it.
 
-    with working("looking around"):
-        report = examine()
-    typer.echo("\n".join(report.lines))
-    return DONE if report.healthy else FAILED
+    --device cuda tells of GPUs on any machine.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if model is None and not given:
+        from step1x_edit.apps.doctor import examine
+
+        with working("looking around"):
+            report = examine()
+        typer.echo("\n".join(report.lines))
+        return DONE if report.healthy else FAILED
+    picture = {"image": Path("of any picture"), "prompt": "only to check the settings"}
+    request = options.build(EditRequest, {**picture, **given})
+    with working("estimating", steps=True) as bar:
+        quieten()
+        from step1x_edit.apps.fitting import memory_lines
+
+        lines = memory_lines(model or DEFAULT_MODEL, request, runtime, on_progress=bar)
+    typer.echo("\n".join(lines))
+    return DONE
 
 
 def _make(

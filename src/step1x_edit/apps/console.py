@@ -9,7 +9,13 @@ from contextlib import contextmanager
 
 import typer
 
-from step1x_edit.errors import CheckpointError, InvalidRequest, MissingExtra, Step1XEditError
+from step1x_edit.errors import (
+    CheckpointError,
+    InvalidRequest,
+    MissingExtra,
+    Step1XEditError,
+    is_shortage,
+)
 
 DONE, FAILED, BAD_REQUEST = 0, 1, 2
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -29,7 +35,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"no room on the disk{where} ({error.strerror}): free some and try again", FAILED
     if isinstance(error, OSError):
         return one_line(error), FAILED
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if is_shortage(error):
         return "out of memory: give a smaller --size-level or --dtype bfloat16", FAILED
     kind = type(error).__name__
     return f"{kind}: {one_line(error)} (`step1x --debug …` shows where)", FAILED

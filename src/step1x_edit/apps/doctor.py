@@ -56,7 +56,8 @@ def examine() -> Report:
     ]
     healthy = mini is None and not wrong
     advice = recommend(machine) if healthy else "mend what is named above, then run this again"
-    return Report([*columns(rows), "", advice], healthy)
+    more = "`step1x doctor --model NAME --size-level 1024` tells what each setting would take."
+    return Report([*columns(rows), "", advice, more], healthy)
 
 
 def recommend(machine: Machine) -> str:

@@ -51,7 +51,10 @@ _Checked = TypeVar("_Checked", EditRequest, RuntimeConfig)
 
 
 def with_settings(
-    flags: Mapping[str, str], *, defaults: Mapping[str, Any] | None = None
+    flags: Mapping[str, str],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    runtime_flags: Mapping[str, str] = RUNTIME_FLAGS,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the options of a request and of the runtime.
 
@@ -61,6 +64,7 @@ def with_settings(
     Args:
         flags: Fields of `EditRequest` → the flags that set them.
         defaults: Fields for which this command has a default of its own.
+        runtime_flags: Fields of `RuntimeConfig` → their flags.
     """
     defaults = defaults or {}
 
@@ -68,7 +72,7 @@ def with_settings(
         @wraps(command)
         def called(**values: Any) -> Any:
             settings = {field: values.pop(field) for field in flags}
-            runtime = {field: values.pop(field) for field in RUNTIME_FLAGS}
+            runtime = {field: values.pop(field) for field in runtime_flags}
             return command(**values, settings=settings, runtime=build(RuntimeConfig, runtime))
 
         own = [
@@ -78,7 +82,7 @@ def with_settings(
         ]
         made = [
             *(_option(EditRequest, field, flag, defaults) for field, flag in flags.items()),
-            *(_option(RuntimeConfig, field, flag, {}) for field, flag in RUNTIME_FLAGS.items()),
+            *(_option(RuntimeConfig, field, flag, {}) for field, flag in runtime_flags.items()),
         ]
         called.__signature__ = inspect.Signature([*own, *made])  # pyright: ignore[reportAttributeAccessIssue] - what inspect reads first
         called.__annotations__ = {p.name: p.annotation for p in (*own, *made)}

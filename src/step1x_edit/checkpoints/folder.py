@@ -53,6 +53,21 @@ def load_vae(folder: Path, index: Mapping[str, Any]) -> Any:
     return load_component(_vae_class(index["vae"][1]), folder / "vae", torch.float32)
 
 
+def empty_vae(folder: Path, index: Mapping[str, Any]) -> Any:
+    """As `load_vae`, without the weights.
+
+    Raises:
+        CheckpointError: The configuration cannot be read or is impossible.
+    """
+    vae_class, place = _vae_class(index["vae"][1]), folder / "vae"
+    read_config(place)
+    try:
+        with torch.device("meta"):
+            return vae_class.from_config(vae_class.load_config(place, local_files_only=True))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{place}: {one_line(error)}") from error
+
+
 def load_component(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One component; what the library only reports is an error.
 

@@ -10,11 +10,13 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import nn
 
 from step1x_edit.checkpoints.folder import (
+    empty_vae,
     load_component,
     load_components,
     load_vae,
     text_encoder_class,
 )
+from step1x_edit.checkpoints.official import empty_vae as empty_official_vae
 from step1x_edit.checkpoints.official import load_transformer
 from step1x_edit.checkpoints.official import load_vae as load_official_vae
 from step1x_edit.checkpoints.resolve import ModelFiles
@@ -60,6 +62,17 @@ def load_autoencoder(files: ModelFiles) -> Any:
     if files.layout == "diffusers":
         return load_vae(files.place, files.index)
     return load_official_vae(files.components["vae"], torch_dtype=torch.float32)
+
+
+def empty_autoencoder(files: ModelFiles) -> Any:
+    """A model's autoencoder without its weights.
+
+    Raises:
+        CheckpointError: Its configuration cannot be read or is impossible.
+    """
+    if files.layout == "diffusers":
+        return empty_vae(files.place, files.index)
+    return empty_official_vae(files.components["vae"])
 
 
 def build_pipeline(

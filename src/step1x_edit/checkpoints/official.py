@@ -42,14 +42,23 @@ def load_vae(
         CheckpointError: Not such a file, or a tensor too few, too many or of another shape.
     """
     path = Path(path)
+    vae = empty_vae(path, **config)
+    read_into(vae, _rows(vae), path, torch_dtype)
+    return vae.eval()
+
+
+def empty_vae(path: Path, **config: Any) -> AutoencoderKL:
+    """As `load_vae`, without the weights.
+
+    Raises:
+        CheckpointError: Not such a file, or its sizes are impossible.
+    """
     sizes = vae_sizes(path, config)
     try:
         with torch.device("meta"):
-            vae = AutoencoderKL(**sizes)
+            return AutoencoderKL(**sizes)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    read_into(vae, _rows(vae), path, torch_dtype)
-    return vae.eval()
 
 
 def save_vae(vae: AutoencoderKL, path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """Sizes of the networks, as data: the released ones and tiny ones for tests.
 
-Each is a dict of keyword arguments of `Step1XEditTransformer2DModel` or of diffusers'
-`AutoencoderKL`.
+Each is a dict of keyword arguments of `Step1XEditTransformer2DModel`, of diffusers' `AutoencoderKL`
+or of the two halves of transformers' `Qwen2_5_VLConfig`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,35 @@ RELEASED_TRANSFORMER: dict[str, Any] = {
     "axes_dims_rope": (16, 56, 56),
 }
 """v1.1; v1.0 adds `connector_scale_factor=True`."""
+
+RELEASED_TEXT: dict[str, Any] = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e6,
+        "mrope_section": [16, 24, 24],
+    },
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+"""The language half of Qwen2.5-VL-7B, which every release reads instructions with."""
+
+RELEASED_VISION: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "window_size": 112,
+}
+"""Its vision tower."""
 
 RELEASED_VAE: dict[str, Any] = {
     "in_channels": 3,

@@ -33,6 +33,7 @@ __all__ = [
     "InstructionFeatures",
     "InstructionTokenizer",
     "InstructionTokens",
+    "encode_tokens",
     "load_text_encoder",
 ]
 
@@ -109,35 +110,47 @@ class InstructionEncoder:
         return self.tokenizer(images, instructions)
 
     def encode(self, tokens: InstructionTokens) -> InstructionFeatures:
-        """The language model's last hidden state after its final norm, the fixed prefix cut off.
+        """See `encode_tokens`."""
+        return encode_tokens(self.text_encoder, self.config, tokens)
 
-        Gradients flow; wrap in `torch.no_grad` where they are not wanted. A row does not depend on
-        the others: padding is on the right, where causal attention never looks.
 
-        Args:
-            tokens: from `tokenize`, on any device.
+def encode_tokens(
+    text_encoder: Qwen2_5_VLForConditionalGeneration,
+    config: InstructionConfig,
+    tokens: InstructionTokens,
+) -> InstructionFeatures:
+    """The language model's last hidden state after its final norm, the fixed prefix cut off.
 
-        Returns:
-            Features and mask on the language model's device, `max_length` long, or as long as the
-            longest row where the checkpoint does not pad.
-        """
-        tokens = tokens.to(self.text_encoder.device)
-        hidden = self.text_encoder.model(
-            # No attention mask: with padding on the right the causal one alone is exact, and
-            # without a mask tensor the attention kernels take their fast path.
-            input_ids=tokens.input_ids,
-            position_ids=tokens.position_ids,
-            pixel_values=tokens.pixel_values,
-            image_grid_thw=tokens.image_grid_thw,
-            mm_token_type_ids=tokens.mm_token_type_ids,
-            use_cache=False,
-        ).last_hidden_state  # (B, L, C)
-        num_kept = tokens.lengths - self.config.num_dropped_tokens
-        length = self.config.max_length if self.config.pad_to_max_length else int(num_kept.max())
-        kept = hidden[:, self.config.num_dropped_tokens :]
-        kept = nn.functional.pad(kept, (0, 0, 0, length - kept.shape[1]))  # (B, length, C)
-        mask = torch.arange(length, device=kept.device) < num_kept[:, None]
-        return InstructionFeatures(kept.masked_fill(~mask[..., None], 0), mask)
+    Gradients flow; wrap in `torch.no_grad` where they are not wanted. A row does not depend on the
+    others: padding is on the right, where causal attention never looks.
+
+    Args:
+        text_encoder: transformers' model.
+        config: the checkpoint's data.
+        tokens: from `InstructionEncoder.tokenize`, on any device.
+
+    Returns:
+        Features and mask on the language model's device, `max_length` long, or as long as the
+        longest row where the checkpoint does not pad.
+    """
+    tokens = tokens.to(text_encoder.device)
+    hidden = text_encoder.model(
+        # No attention mask: with padding on the right the causal one alone is exact, and without a
+        # mask tensor the attention kernels take their fast path.
+        input_ids=tokens.input_ids,
+        position_ids=tokens.position_ids,
+        pixel_values=tokens.pixel_values,
+        image_grid_thw=tokens.image_grid_thw,
+        mm_token_type_ids=tokens.mm_token_type_ids,
+        use_cache=False,
+    ).last_hidden_state  # (B, L, C)
+    # A model that waits in main memory leaves its results on the device that it ran on.
+    num_kept = tokens.lengths.to(hidden.device) - config.num_dropped_tokens
+    length = config.max_length if config.pad_to_max_length else int(num_kept.max())
+    kept = hidden[:, config.num_dropped_tokens :]
+    kept = nn.functional.pad(kept, (0, 0, 0, length - kept.shape[1]))  # (B, length, C)
+    mask = torch.arange(length, device=kept.device) < num_kept[:, None]
+    return InstructionFeatures(kept.masked_fill(~mask[..., None], 0), mask)
 
 
 def load_text_encoder(

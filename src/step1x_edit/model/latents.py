@@ -130,6 +130,9 @@ def draw_noise(
 def in_float32(module: nn.Module) -> Iterator[None]:
     """Run a module in float32 and give it its precision back."""
     dtype = next(module.parameters()).dtype
+    if dtype == torch.float32:
+        yield
+        return
     # Of nn.Module, as diffusers' own `to` warns at each change of precision.
     nn.Module.to(module, torch.float32)
     try:

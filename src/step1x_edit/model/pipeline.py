@@ -74,7 +74,7 @@ class Step1XEditOutput(BaseOutput):
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One picture to make."""
 
     image: Image.Image | None
@@ -261,7 +261,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             small = picture and picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             for _ in range(num_images_per_prompt):
                 noise = row_noise(size, self.channels, len(rows), num_rows, generator, latents)
-                rows.append(_Row(small, prompts[i], negatives[i], size, noise))
+                rows.append(Row(small, prompts[i], negatives[i], size, noise))
 
         # 3. to 5. Rows of one size and kind go through the networks together.
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -271,9 +271,9 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         references: dict[int, Tensor] = {}
         for indices in groups.values():
             group = [rows[i] for i in indices]
-            reference = self._encode_references(group)
-            features = self._encode_instructions(group, is_guided(guidance))
-            tokens = self._denoise(
+            reference = self.encode_references(group)
+            features = self.encode_instructions(group, is_guided(guidance))
+            tokens = self.denoise(
                 group, features, reference, num_steps, guidance, callback_on_step_end
             )
             made |= dict(zip(indices, tokens, strict=True))
@@ -282,11 +282,11 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
 
         # 6. Decode in float32.
         self.maybe_free_model_hooks()
-        results = self._decode([made[i] for i in range(len(rows))], rows, output_type)
+        results = self.decode([made[i] for i in range(len(rows))], rows, output_type)
         rendered = None
         if return_references and references:
             every = range(0, len(rows), num_images_per_prompt)  # one for each input
-            inputs = self._decode(
+            inputs = self.decode(
                 [references[i] for i in every], [rows[i] for i in every], output_type
             )
             places = [i // num_images_per_prompt for i in range(len(rows))]
@@ -309,7 +309,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             )
         return size
 
-    def _encode_references(self, rows: list[_Row]) -> Float[Tensor, "batch tokens channels"] | None:
+    def encode_references(self, rows: list[Row]) -> Float[Tensor, "batch tokens channels"] | None:
         """3. Source pictures → reference tokens; None for text to image."""
         if rows[0].image is None:
             return None
@@ -322,7 +322,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         places = {name: place for place, name in enumerate(distinct)}
         return tokens[[places[id(row.image)] for row in rows]]
 
-    def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
+    def encode_instructions(self, rows: list[Row], guided: bool) -> InstructionFeatures:
         """4. Pictures and instructions → features; the negative rows follow the positive ones."""
         encoder = InstructionEncoder(self.text_encoder, self.processor, self.instruction)
         images = [row.image for row in rows]
@@ -331,9 +331,9 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             images, prompts = images * 2, prompts + [row.negative_prompt for row in rows]
         return encoder.encode(encoder.tokenize(images, prompts))
 
-    def _denoise(
+    def denoise(
         self,
-        rows: list[_Row],
+        rows: list[Row],
         features: InstructionFeatures,
         reference: Tensor | None,
         num_steps: int,
@@ -382,7 +382,7 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         threshold = self.config["keep_threshold"]
         return tokens if reference is None else keep_reference(tokens, reference, threshold)
 
-    def _decode(self, tokens: list[Tensor], rows: list[_Row], output_type: str) -> Any:
+    def decode(self, tokens: list[Tensor], rows: list[Row], output_type: str) -> Any:
         """Tokens → pictures of the wanted form; tensors of one size are stacked."""
         if output_type == "latent":
             return tokens

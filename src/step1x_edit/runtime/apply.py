@@ -22,8 +22,9 @@ from step1x_edit.model.instruction_config import InstructionConfig
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime.disk import BlockStream, StreamTimes
+from step1x_edit.runtime.heap import give_back
 from step1x_edit.runtime.load import NetworkLoader, open_text_encoder, open_transformer
-from step1x_edit.runtime.offload import offload_to_memory
+from step1x_edit.runtime.offload import offload_to_memory, park_head
 from step1x_edit.runtime.precision import FILE_DTYPES
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ def load_pipeline(
             "offload model keeps weights in main memory, which is where a CPU has them: it saves "
             "nothing here; block saves the language model, disk nearly everything"
         )
+    if device.type != "cpu" and runtime.offload in ("none", "block"):
+        park_head(pipeline.text_encoder)
+    give_back()
     return Loaded(pipeline, streams)
 
 

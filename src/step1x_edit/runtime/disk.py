@@ -6,7 +6,7 @@ or taken off later works as on any other model. Called by `load`.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from step1x_edit.runtime.heap import give_back
 
 Weights = dict[nn.Parameter, Tensor]
 """Parameter of a model → what it holds while it is needed."""
@@ -46,7 +48,7 @@ class BlockStream:
         self,
         blocks: Sequence[nn.Module],
         read: Read,
-        reader: ThreadPoolExecutor,
+        reader: Executor,
         times: StreamTimes,
     ) -> None:
         self.blocks = list(blocks)
@@ -89,9 +91,12 @@ class BlockStream:
         self._release()
 
     def _release(self) -> None:
+        if not self._held:
+            return
         for parameter, empty in self._held:
             parameter.data = empty
         self._held.clear()
+        give_back()
 
     def _take(self, index: int) -> Weights:
         """What was read ahead, if it is this block; blocks may be skipped or start over."""

@@ -5,7 +5,7 @@ Nothing is ever in memory in a wider form than it stays in, but for one tensor a
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class NetworkLoader:
         self._fill(self.model)
         self._finish()
 
-    def stream(self, reader: ThreadPoolExecutor, times: StreamTimes) -> list[BlockStream]:
+    def stream(self, reader: Executor, times: StreamTimes) -> list[BlockStream]:
         """Read what is outside the blocks, and leave the blocks in the files.
 
         Args:
@@ -282,15 +282,22 @@ def empty_text_encoder(folder: Path) -> Any:
     Raises:
         CheckpointError: Its configuration cannot be read or is impossible.
     """
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import Qwen2_5_VLConfig
 
     read_config(folder)
     try:
         config: Any = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-        with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(config)
+        return text_encoder_of(config)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder}: {one_line(error)}") from error
+
+
+def text_encoder_of(config: Any) -> Any:
+    """As `empty_text_encoder`, of a `Qwen2_5_VLConfig`."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             replace_module(model, name, type(module)(module.config))  # tables, made from the config

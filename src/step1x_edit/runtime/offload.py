@@ -45,6 +45,23 @@ def offload_to_memory(
         pipeline.vae.to(device)
 
 
+def park_head(text_encoder: Any) -> None:
+    """Let the language model's output layer wait in main memory until it is used; no edit does.
+
+    Args:
+        text_encoder: On a GPU.
+    """
+    head = text_encoder.lm_head
+    if head.weight is text_encoder.get_input_embeddings().weight:
+        return
+
+    def bring(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        module.to(inputs[0].device)
+
+    head.to("cpu")
+    head.register_forward_pre_hook(bring)
+
+
 def stream_from_memory(model: Any, device: torch.device) -> BlockStream:
     """Bring a model's blocks to the device one by one, and the rest for good.
 
