@@ -196,7 +196,7 @@ def test_a_metadata_file_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("caption", "said"),
-    [(7, "is the number 7"), (["a"], "is a list"), (None, "is missing"), (" ", "an empty text")],
+    [(7, "is the number 7"), (["a"], "is a list"), (None, "is missing"), (" ", "is an empty text")],
 )
 def test_a_caption_that_is_no_sentence(official, caption, said):
     edited(official, lambda entries, names: entries[names[1]].update(caption=caption))

@@ -184,6 +184,8 @@ class EditCollate:
             rows = [
                 i for i, row in enumerate(zip(pictures, words, strict=True)) if self._fits(*row)
             ]
+            if not rows:
+                raise
             chosen = [chosen[i] for i in rows]
             instructions = self.tokenize([pictures[i] for i in rows], [words[i] for i in rows])
         labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])

@@ -174,11 +174,11 @@ class _Reader:
         return self.keys.features(example.source and example.source.sha256, example.size, words)
 
     def batch(self, rows: list[Example], rng: np.random.Generator) -> FeatureBatch:
-        chances = rng.random((len(rows), 2))
+        chances = rng.random((len(rows), 2)).tolist()
         targets = [self.cache.read(self.target(row)) for row in rows]
         features = []
-        for row, (dropped, chinese) in zip(rows, chances, strict=True):
-            words = "" if dropped < self.dropout else _sentence(row, chinese < self.zh_share)
+        for row, (drop, language) in zip(rows, chances, strict=True):
+            words = "" if drop < self.dropout else _sentence(row, language < self.zh_share)
             features.append(self.cache.read(self.sentence(row, words))["features"])
         reference = None
         if rows[0].source is not None:
@@ -355,7 +355,7 @@ class _Engine(Iterator[FeatureBatch]):
         batch_size: Examples of a batch.
         pipeline: Its networks are run.
         collate: Makes the sentences, in the worker.
-        first_batch: Of this engine's own batches.
+        place: Of the first batch, among those that no engine before took.
     """
 
     def __init__(

@@ -254,6 +254,6 @@ def _read_words(path: Path) -> str | None:
         return None
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _records(path: Path) -> list[dict[str, bytes]]:
     return list(read_parts(path))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from step1x_edit.datagen.generate import shard_paths
+from step1x_edit.datagen.operators.learned_styles import painter
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.images import fit_size
 from step1x_edit.training.data_config import (
@@ -130,12 +131,15 @@ def check(data: PairData, on_progress: Progress | None = None) -> CheckedData:
     Raises:
         InvalidRequest: Something is missing, unreadable, of unequal sizes, outside the root, not a
             sentence, or a dataset is empty. The first problem is named, the others are counted.
+        MissingExtra: Shards or learned styles need a package that is not there.
         Step1XEditError: A process that looks at pictures died.
     """
     found = _Findings()
     for place, dataset in enumerate(data.datasets):
         before = len(found.examples), len(found.problems)
         if isinstance(dataset, EnginePairs):
+            if dataset.variety.learned_styles > 0:
+                painter()
             continue
         if isinstance(dataset, ShardPairs):
             _check_shards(data, place, dataset, found, on_progress)
