@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.datagen.config import DataConfig
 from step1x_edit.datagen.generate import generate
 from step1x_edit.errors import InvalidRequest, Step1XEditError
@@ -159,7 +158,7 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(tmp_path, metadata, pipe
 
 def test_engines_have_their_share_and_every_example_still_comes(tmp_path, metadata, pipeline):
     drawing = {**ENGINE, "seed": 5, "shares": {"removal": 1}, "text_to_image": True}
-    engines = [{**settings, "share": 0.25, "batch_size": 4} for settings in (ENGINE, drawing)]
+    engines = [{**settings, "share": 0.25, "batch_size": 2} for settings in (ENGINE, drawing)]
     found = batches(data(tmp_path, stored(metadata), *engines), pipeline)
     assert found.needs_networks
     taken: dict[bool, list] = {True: [], False: []}
@@ -167,11 +166,13 @@ def test_engines_have_their_share_and_every_example_still_comes(tmp_path, metada
         taken[batch.names[0].endswith("of the data engine")].append(batch)
     drawn = taken[True]
     assert len(drawn) == 10
-    assert sum(batch.reference is None for batch in drawn) == 5
-    assert len({name for batch in drawn for name in batch.names}) > 20
+    # Half of the engines' batches, but for those that words cannot say.
+    assert 0 < sum(batch.reference is None for batch in drawn) <= 5
+    names = [name for batch in drawn for name in batch.names]
+    assert len(names) == len(set(names)) > 10
     assert all(batch.changed.shape == batch.target.shape[:2] for batch in drawn)
-    names = json.loads(metadata.read_text())
-    assert Counter(batch.names[0] for batch in taken[False]) == dict.fromkeys(names, 2)
+    expected = dict.fromkeys(json.loads(metadata.read_text()), 2)
+    assert Counter(batch.names[0] for batch in taken[False]) == expected
 
 
 def test_dropped_instructions_are_the_empty_one_of_their_picture(tmp_path, metadata, pipeline):
@@ -374,16 +375,11 @@ def test_the_released_example_gives_batches(tmp_path, pipeline):
     assert {batch.grid for batch in taken} == {(4, 4), (2, 8)}
 
 
-@pytest.mark.skipif(
-    not (MINI_FOLDER / "model_index.json").exists(),
-    reason="the mini's weights are not in this tree",
-)
-def test_the_mini_reads_unpadded_features(tmp_path, metadata):
-    pipeline = Step1XEditPipeline.from_pretrained(MINI_FOLDER)
-    (batch,) = [
-        b
-        for b in first(batches(data(tmp_path, stored(metadata), batch_size=3), pipeline), 2)
-        if len(b.names) == 3
-    ]
-    assert batch.features.shape[1] == int(batch.mask.sum(1).max())
+def test_a_model_that_does_not_pad_reads_rows_as_long_as_the_longest(tmp_path, metadata, pipeline):
+    unpadded = copy(pipeline)
+    unpadded.instruction = pipeline.instruction.model_copy(update={"pad_to_max_length": False})
+    found = first(batches(data(tmp_path, stored(metadata), batch_size=3), unpadded), 2)
+    (batch,) = [batch for batch in found if len(batch.names) == 3]
+    lengths = batch.mask.sum(1)
+    assert batch.features.shape[1] == int(lengths.max()) > int(lengths.min())
     assert (batch.features[~batch.mask] == 0).all()

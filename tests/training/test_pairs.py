@@ -184,6 +184,11 @@ def test_broken_json_with_line_and_column(official):
     assert f"{official}: line 2, column 28: " in refusal(metadata(official))
 
 
+def test_a_target_that_is_listed_twice(official):
+    official.write_text('{"a.png": {"caption": "x"}, "a.png": {"caption": "y"}}')
+    assert f"{official}: 'a.png' stands there twice" in refusal(metadata(official))
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"words"'])
 def test_json_that_is_no_object(official, text):
     official.write_text(text)

@@ -7,9 +7,10 @@ torch.
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,8 @@ def _seen(parts: dict[str, bytes], path: Path) -> SeenRecord:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text, object_pairs_hook=partial(_once, path))
     except json.JSONDecodeError as error:
         raise InvalidRequest(
             f"{path}: line {error.lineno}, column {error.colno}: {error.msg}: correct the JSON"
@@ -227,6 +229,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidRequest(f"{path} holds {_kind(values)}: must be an object, target → example")
     return values
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which the last of two equal names would hide the first."""
+    names = Counter(name for name, _ in pairs)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise InvalidRequest(f"{path}: {twice[0]!r} stands there twice: remove one, or rename it")
+    return dict(pairs)
 
 
 def _kind(value: Any) -> str:
