@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from step1x_edit.datagen.operators import OPERATORS
@@ -78,6 +81,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        """Refuse an unknown key with the one that was probably meant."""
+        known = cls.model_fields
+        unknown = [name for name in values if name not in known] if isinstance(values, dict) else []
+        if unknown:
+            raise ValueError(unknown_name(unknown[0], known))
+        return values
+
 
 class StreamSettings(Settings):
     """What the engine draws."""
@@ -123,6 +136,21 @@ def load_config(path: Path, **overrides: Any) -> DataConfig:
     return read_yaml(path, DataConfig, **given)
 
 
+def unknown_name(name: Any, known: Iterable[str]) -> str:
+    """What is said of a key that is not known: the nearest one, or all that there are."""
+    known = list(known)
+    near = get_close_matches(str(name), known, 1)
+    fix = f"did you mean {near[0]!r}?" if near else f"give some of {', '.join(known)}"
+    return f"{name!r} is unknown: {fix}"
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, with the setting that it is about, on one line."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"
+
+
 def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
     """Read a YAML file of settings of `kind`, a settings class or a union of them.
 
@@ -139,6 +167,4 @@ def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidRequest(f"{path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise InvalidRequest(f"{path}: {name}: {first['msg']}") from error
+        raise InvalidRequest(f"{path}: {first_problem(error)}") from error

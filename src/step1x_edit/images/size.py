@@ -11,7 +11,9 @@ SIDE_MULTIPLE = 16
 """Sides are multiples of this many pixels: one picture token."""
 
 
-def fit_size(width: int, height: int, size_level_px: int) -> tuple[int, int]:
+def fit_size(
+    width: int, height: int, size_level_px: int, multiple_px: int = SIDE_MULTIPLE
+) -> tuple[int, int]:
     """Width and height of about `size_level_px`² pixels in the picture's shape, multiples of 16.
 
     The rule of the release (official-model.md, section 3.1), in the same order of double-precision
@@ -21,6 +23,8 @@ def fit_size(width: int, height: int, size_level_px: int) -> tuple[int, int]:
         width: Of the picture, in pixels.
         height: Likewise.
         size_level_px: The size level.
+        multiple_px: What the sides are multiples of; training has coarser ones, so that more
+            pictures share a size.
 
     Raises:
         InvalidRequest: The picture is so elongated that a side would be 0.
@@ -32,9 +36,9 @@ def fit_size(width: int, height: int, size_level_px: int) -> tuple[int, int]:
     else:
         new_height = math.ceil(math.sqrt(size_level_px * size_level_px / ratio))
         new_width = math.ceil(new_height * ratio)
-    size = new_width // SIDE_MULTIPLE * SIDE_MULTIPLE, new_height // SIDE_MULTIPLE * SIDE_MULTIPLE
+    size = new_width // multiple_px * multiple_px, new_height // multiple_px * multiple_px
     if 0 in size:
-        limit = (size_level_px / SIDE_MULTIPLE) ** 2
+        limit = (size_level_px / multiple_px) ** 2
         raise InvalidRequest(
             f"picture of {width} × {height} px is too elongated for size level {size_level_px}, "
             f"whose limit is about {limit:.0f} : 1: crop it, or raise the size level"

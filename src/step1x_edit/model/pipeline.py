@@ -170,6 +170,20 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
         """Values of a picture token."""
         return self.transformer.config["in_channels"]
 
+    @property
+    def instruction_encoder(self) -> InstructionEncoder:
+        """The language model and how this checkpoint reads with it."""
+        return InstructionEncoder(self.text_encoder, self.processor, self.instruction)
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: Sequence[Image.Image]
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Pictures of one size, sides multiples of 16 pixels, to their tokens, in float32."""
+        pixels = self.image_processor.preprocess(cast("Any", list(images)))
+        with in_float32(self.vae):
+            return encode_pictures(self.vae, pixels.to(self._execution_device))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -320,16 +334,13 @@ class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):
             return None
         # Several results of one input share its picture, which is then encoded once.
         distinct = {id(row.image): row.image for row in rows}
-        pictures = cast("Any", list(distinct.values()))
-        pixels = self.image_processor.preprocess(pictures).to(self._execution_device)
-        with in_float32(self.vae):
-            tokens = encode_pictures(self.vae, pixels)
+        tokens = self.encode_images(cast("Any", list(distinct.values())))
         places = {name: place for place, name in enumerate(distinct)}
         return tokens[[places[id(row.image)] for row in rows]]
 
     def _encode_instructions(self, rows: list[_Row], guided: bool) -> InstructionFeatures:
         """4. Pictures and instructions → features; the negative rows follow the positive ones."""
-        encoder = InstructionEncoder(self.text_encoder, self.processor, self.instruction)
+        encoder = self.instruction_encoder
         images = [row.image for row in rows]
         prompts = [row.prompt for row in rows]
         if guided:

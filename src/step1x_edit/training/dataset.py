@@ -57,7 +57,8 @@ class TripletBatches(IterableDataset[Any]):
         """Yield collated batches for ever."""
         worker = get_worker_info()
         stride, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        torch.set_num_threads(1)
+        if worker:
+            torch.set_num_threads(1)
         draw = self._drawn if self.settings.shards is None else _Shelf(self.settings.shards).batch
         number += self.first_batch
         while True:
@@ -144,6 +145,8 @@ class EditBatch:
     instructions: InstructionTokens
     labels: Int[Tensor, "batch tokens 5"]
     """See `alignment.token_labels`."""
+    keys: tuple[str, ...]
+    """Names of the records."""
 
     @property
     def changed(self) -> Float[Tensor, "batch target_tokens"]:
@@ -181,6 +184,8 @@ class EditCollate:
             rows = [
                 i for i, row in enumerate(zip(pictures, words, strict=True)) if self._fits(*row)
             ]
+            if not rows:
+                raise
             chosen = [chosen[i] for i in rows]
             instructions = self.tokenize([pictures[i] for i in rows], [words[i] for i in rows])
         labels = np.stack([token_labels(t, _atlas(), target_only=drawing) for t in chosen])
@@ -192,6 +197,7 @@ class EditCollate:
             cells=torch.from_numpy(cells),
             instructions=instructions,
             labels=torch.from_numpy(labels),
+            keys=tuple(t.key for t in chosen),
         )
 
     def _fits(self, picture: Image.Image | None, words: str) -> bool:
