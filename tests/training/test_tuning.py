@@ -85,7 +85,7 @@ def test_the_loss_is_the_released_formula(tuning):
         seen.update(inputs, velocity=output[0])
 
     tuning.transformer.register_forward_hook(look, with_kwargs=True)
-    loss = float(tuning.loss_of(batch, step_generator(5, 7)))
+    loss = tuning.loss_of(batch, step_generator(5, 7)).item()
     # Once more, by hand.
     generator = step_generator(5, 7)
     clean = batch.target.numpy().astype(np.float64)
@@ -154,11 +154,11 @@ def test_it_begins_without_effect_and_as_the_released_one_is_drawn(tiny_model, t
     tuning = Tuning(run_of(tmp_path / "run", tiny_model, rank=4))
     batch = batch_for(tuning)
     noisy, times = torch.randn(2, 6, batch.target.shape[-1]), torch.tensor([0.3, 0.8])
+    trained = {n: p for n, p in tuning.transformer.named_parameters() if p.requires_grad}
     with torch.no_grad():
         begun = tuning._predict(batch, noisy, times)
         tuning.transformer.disable_adapters()
         assert torch.equal(begun, tuning._predict(batch, noisy, times))
-    trained = {n: p for n, p in tuning.transformer.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
     assert all(not p.any() for name, p in trained.items() if "lora_B" in name)
     downs = [p for name, p in trained.items() if "lora_A" in name]
