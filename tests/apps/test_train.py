@@ -1,5 +1,6 @@
 """`step1x train` through its door: what it refuses, and that no kill loses a run."""
 
+import io
 import json
 import random
 import resource
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from step1x_edit.apps import cli
+from step1x_edit.apps.console import working
+from step1x_edit.apps.train import _followed
 from step1x_edit.editor import Editor
 from step1x_edit.request import EditRequest, RuntimeConfig
+from step1x_edit.training.loop import StepReport
 
 from ..pair_sets import write_official
 from ..tiny_model import write_tiny_official
@@ -107,6 +111,22 @@ def test_wrong_data_and_samples_are_refused_before_the_model_is_loaded(tmp_path,
     refused(tmp_path, ["train", "run.yaml"], "pairs")
 
 
+def test_a_terminal_shows_loss_speed_and_the_time_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "140")
+    with _followed(quiet=False) as watch:
+        with working("loading", steps=True) as advance:  # another bar, before the first step
+            advance(1, 2)
+        watch(StepReport(3, 60, 6, 0.5, 1.0, 1e-4, 7.25, 90.0, True))
+        watch(StepReport(4, 60, 8, 0.25, 1.0, 1e-4, 7.25, 90.0, True))
+    shown = sys.stderr.getvalue()
+    assert all(words in shown for words in ("training", "4/60", "loss 0.2500  7.25 samples/s"))
+
+
 def test_an_official_toml_needs_a_place_for_its_result(tmp_path):
     refused(tmp_path, ["train", "data.toml"], r"data\.toml.*--output")
 
@@ -120,7 +140,9 @@ def test_the_official_toml_trains_every_model(tmp_path, model, monkeypatch):
     command = ["train", str(toml), "--model", model, "-o", str(out), "--steps", "2", "-q"]
     assert cli.run(command) == 0
     chosen = RuntimeConfig.checked(lora=[str(out / "lora_kohya.safetensors")])
-    request = EditRequest(image=tmp_path / "set" / "source" / "0.png", prompt="make it darker", seed=0)
+    request = EditRequest(
+        image=tmp_path / "set" / "source" / "0.png", prompt="make it darker", seed=0
+    )
     assert Editor.load(model, chosen).edit(request).provenance.lora
     card = (out / "card.md").read_text()
     assert all(line in card for line in ("rank: 64", "alpha: 32", "lr: 0.0001", "weights: fp8"))

@@ -169,3 +169,12 @@ def test_lines_of_steps_that_a_kill_undid_are_not_there_twice(tmp_path):
     run_loop(again, stream(4), loss_of(again), pace=Pace(report_every=1))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_begins_anew_begins_its_log_anew(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"ste')
+    run = tiny_run(tmp_path, num_steps=2)
+    assert not run.restore()
+    run_loop(run, stream(), loss_of(run), pace=Pace(report_every=1))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]

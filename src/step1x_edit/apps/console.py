@@ -152,8 +152,14 @@ def following(what: str, *, quiet: bool = False) -> Iterator[Follow]:
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
     ]
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, words="", visible=False)
-        yield lambda done, of, words: bar.update(
-            task, completed=done, total=of, words=words, visible=True
-        )
+    bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None, words="")
+
+    def follow(done: int, of: int, words: str) -> None:
+        bar.start()  # not before, as other bars may come first
+        bar.update(task, completed=done, total=of, words=words)
+
+    try:
+        yield follow
+    finally:
+        bar.stop()

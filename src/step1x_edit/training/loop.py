@@ -120,6 +120,7 @@ class TrainingRun:
             CheckpointError: It is another run's, or all are damaged.
         """
         saved = self._read()
+        _forget_lines_after(self.folder / LOG_NAME, self.step)
         if saved is None:
             return False
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -129,7 +130,6 @@ class TrainingRun:
                 # The state is the checkpoint's, the settings are this run's.
                 group.update({name: value for name, value in own.items() if name != "params"})
         torch.set_rng_state(saved["rng"])
-        _forget_lines_after(self.folder / LOG_NAME, self.step)
         return True
 
     def restore_weights(self) -> bool:
@@ -419,9 +419,9 @@ def _append(path: Path, line: dict[str, float]) -> None:
 
 def _forget_lines_after(path: Path, step: int) -> None:
     """Drop the lines of steps that a kill has undone, and that are done again."""
-    lines = read_log(path.parent)
-    kept = [line for line in lines if line["step"] <= step]
-    if len(kept) < len(lines):
+    kept = [line for line in read_log(path.parent) if line["step"] <= step]
+    text = "".join(f"{json.dumps(line)}\n" for line in kept)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         beside = path.with_name(f"{path.name}.new")
-        beside.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(path)

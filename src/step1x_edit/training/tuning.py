@@ -6,9 +6,10 @@ while editing, by the release at hand: same tokens, same ids, same time in [0, 1
 """
 
 import logging
+import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from step1x_edit.editor import Editor
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.model.guidance import prepare_ids, resolution_shift
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest
@@ -64,6 +65,7 @@ class Tuning:
         self.transformer: Any = self.pipeline.transformer
         self.device: torch.device = self.transformer.device
         self.dtype: torch.dtype = self.transformer.dtype
+        self._waiting_place = self.device
         for frozen in (self.pipeline.text_encoder, self.pipeline.vae):
             frozen.requires_grad_(False)
         if isinstance(config, LoraRun):
@@ -105,7 +107,8 @@ class Tuning:
             self.device,
         )
         tokens = noisy if reference is None else torch.cat([noisy, reference.to(noisy)], 1)
-        with self.arithmetic():
+        # What is trained stays in float32 all the same.
+        with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
             answer = self.transformer(
                 hidden_states=tokens.to(self.dtype),
                 encoder_hidden_states=batch.features.to(self.device, self.dtype),
@@ -116,12 +119,6 @@ class Tuning:
                 return_dict=False,
             )[0]
         return answer[:, : noisy.shape[1]]
-
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        """What the networks compute in: what is trained stays in float32 all the same."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
 
     def _shift(self, batch: FeatureBatch) -> tuple[float, float]:
         if self.config.time_shift == "resolution":
@@ -146,7 +143,8 @@ class Tuning:
         They stay in main memory where samples or the result need them.
         """
         if self.config.samples or isinstance(self.config, FullRun):
-            self._move_frozen_networks("cpu")
+            self._waiting_place = torch.device("cpu")
+            self._move_frozen_networks(self._waiting_place)
         else:
             self.pipeline.register_modules(text_encoder=None, vae=None)
 
@@ -157,9 +155,9 @@ class Tuning:
         try:
             yield
         finally:
-            self._move_frozen_networks("cpu")
+            self._move_frozen_networks(self._waiting_place)
 
-    def _move_frozen_networks(self, place: torch.device | str) -> None:
+    def _move_frozen_networks(self, place: torch.device) -> None:
         for network in (self.pipeline.text_encoder, self.pipeline.vae):
             nn.Module.to(network, place)
 
@@ -284,8 +282,11 @@ def _begin(config: TuningRun, tuning: Tuning) -> TrainingRun:
 def _all_of(watchers: list[Watch | None]) -> Watch:
     def watch(report: StepReport) -> None:
         for each in watchers:
-            if each is not None:
-                each(report)
+            try:
+                if each is not None:
+                    each(report)
+            except (OSError, Step1XEditError) as error:  # a full disk, mostly: not worth the run
+                logger.warning("after step %d: %s", report.step, error)
 
     return watch
 
@@ -350,5 +351,9 @@ class Results:
             transformer.to_official(written[-1])
         if "diffusers" in layouts:
             written.append(folder / "model")
-            self.tuning.pipeline.save_pretrained(written[-1])
+            beside = folder / "model.partial"
+            shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+            self.tuning.pipeline.save_pretrained(beside)
+            shutil.rmtree(written[-1], ignore_errors=True)
+            beside.rename(written[-1])
         return written

@@ -88,7 +88,7 @@ class Samples:
             return
         folder = self.config.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        with self.run.averaged(), self.tuning.frozen_networks(), self.tuning.arithmetic():
+        with self.run.averaged(), self.tuning.frozen_networks():
             for number, request in enumerate(self.made_of):
                 result = self.tuning.editor.edit(request)
                 result.save([folder / f"{number:02d}_step_{report.step:08d}.png"])
