@@ -92,7 +92,7 @@ class TrainingRun:
         with torch.no_grad():
             if not self.ema:
                 self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-            own = [self.parameters[name] for name in self.ema]
+            own: list[Tensor] = [self.parameters[name] for name in self.ema]
             torch._foreach_lerp_(list(self.ema.values()), own, 1 - decay)
 
     def save(self) -> None:
