@@ -24,7 +24,7 @@ from ..tiny_model import write_tiny_official
 from ..tuning_runs import settings, write_config
 from .command import STEP1X, refused, run
 
-STARTS_WITHIN_S = 400
+STARTS_WITHIN_S = 600
 
 
 def start(config, **options):
@@ -44,6 +44,7 @@ def wait_for_step(folder, process, step):
             return
         time.sleep(0.02)
     assert process.returncode is None, process.communicate()
+    process.kill()
     raise AssertionError(f"no step {step} within {STARTS_WITHIN_S} s")
 
 
