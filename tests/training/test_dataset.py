@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.datagen.atlas import Atlas
@@ -20,6 +21,7 @@ from step1x_edit.training.dataset import (
     EditCollate,
     TripletBatches,
     batches,
+    in_worker,
     picture_batches,
     to_unit,
 )
@@ -132,3 +134,15 @@ def test_a_sentence_without_room_leaves_the_batch_and_not_the_run(mini_tokenizer
     batch = collate(triplets, np.random.default_rng(0))
     assert len(batch.target) == len(batch.instructions.lengths) == len(batch.labels) == 2
     assert np.array_equal(batch.target[1].numpy(), triplets[2].target)
+
+
+class Numbers(IterableDataset):
+    def __iter__(self):
+        yield from itertools.count()
+
+
+def test_workers_leave_torchs_own_random_state_alone():
+    # A resumed run restores it before its workers start.
+    before = torch.get_rng_state()
+    assert next(in_worker(Numbers(), 1)) == 0
+    assert torch.equal(torch.get_rng_state(), before)

@@ -62,7 +62,7 @@ def test_reading_learns_and_another_run_can_begin_with_it(run):
     before, _ = fresh.loss_of(batch)
     train(run)
     goes_on = ReadingTraining(run.model_copy(update={"start": run.folder / "model"}))
-    learnt = torch.load(run.folder / "checkpoint.pt")["ema"]
+    learnt = torch.load(max((run.folder / "checkpoints").iterdir()))["ema"]
     for name, parameter in goes_on.trained.named_parameters():
         if name.startswith("heads."):  # thrown away by the run, so taken from its checkpoint
             parameter.data.copy_(learnt[name])

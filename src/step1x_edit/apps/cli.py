@@ -24,6 +24,7 @@ from step1x_edit.apps.console import (
     working,
 )
 from step1x_edit.apps.start import INTERRUPTED
+from step1x_edit.apps.train import train
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
 from step1x_edit.request import EditRequest, ModelForm, RuntimeConfig
 
@@ -45,6 +46,7 @@ bench_app = typer.Typer(help="Measure a model.")
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
 app.add_typer(data.app, name="data", no_args_is_help=True)
 app.add_typer(lora.app, name="lora", no_args_is_help=True)
+app.command()(train)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="file to write: .png, .jpg, .webp …")]
 Model = Annotated[

@@ -22,6 +22,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Advance = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
+Follow = Callable[[int, int, str], None]
+"""The same, and what to say beside the bar."""
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -128,3 +130,42 @@ def working(
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+@contextmanager
+def following(what: str, *, quiet: bool = False) -> Iterator[Follow]:
+    """A bar on stderr for something long, with words of its own and the time left.
+
+    Args:
+        what: Said beside the bar.
+        quiet: Show nothing.
+
+    Yields:
+        A function that moves the bar and changes the words.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[words]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    ]
+    bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None, words="")
+
+    def follow(done: int, of: int, words: str) -> None:
+        bar.start()  # not before, as other bars may come first
+        bar.update(task, completed=done, total=of, words=words)
+
+    try:
+        yield follow
+    finally:
+        bar.stop()

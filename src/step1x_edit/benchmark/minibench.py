@@ -99,9 +99,9 @@ def run(
         for start in range(0, num_items, BATCH):
             seeds = range(FIRST_SEED + start, FIRST_SEED + min(start + BATCH, num_items))
             triplets = [make_triplet(seed, category, atlas, *size, variety) for seed in seeds]
-            for triplet, result, reference in _edit(editor, triplets, settings):
-                scores.append(_score(triplet, result, reference))
-                rows.append((triplet, result, scores[-1]))
+            for row in measure(editor, triplets, **settings):
+                rows.append(row)
+                scores.append(row[-1])
                 if on_item is not None:
                     on_item(len(scores), num_items * len(categories))
         if out is not None:
@@ -112,7 +112,24 @@ def run(
         (out / "scores.json").write_text(
             json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-    return [_mean(category, scores) for category in categories]
+    return [mean_score(category, scores) for category in categories]
+
+
+def measure(
+    editor: Editor, triplets: list[Triplet], **settings: Any
+) -> Iterator[tuple[Triplet, np.ndarray, ItemScore]]:
+    """Edit triplets of one size together, and measure each result.
+
+    Args:
+        editor: The loaded model.
+        triplets: Items of one size.
+        settings: Passed on to the pipeline.
+
+    Yields:
+        The item, its result (height, width, 3) in [0, 1], and the measures.
+    """
+    for triplet, result, reference in _edit(editor, triplets, settings):
+        yield triplet, result, _score(triplet, result, reference)
 
 
 def _edit(
@@ -180,7 +197,8 @@ def _mse(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
     return float(np.square(a[where] - b[where]).mean())
 
 
-def _mean(category: str, scores: list[ItemScore]) -> CategoryScore:
+def mean_score(category: str, scores: Sequence[ItemScore]) -> CategoryScore:
+    """The means over the items of one category."""
     items = [score for score in scores if score.category == category]
     gains = np.asarray([item.gain for item in items])
 

@@ -75,12 +75,20 @@ def schedule(
         `num_steps + 1` float32 times on the CPU, falling from 1 to 0.
     """
     if shift is None:
-        low_tokens, low_mu, high_tokens, high_mu = 256, 0.5, 4096, 1.15
-        slope = (high_mu - low_mu) / (high_tokens - low_tokens)
-        shift = math.exp(slope * num_target_tokens + (low_mu - slope * low_tokens))
+        shift = resolution_shift(num_target_tokens)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float32)
     # 1/0 at the end is infinity, which the formula turns into the zero that is wanted.
     return shift / (shift + (1 / times - 1))
+
+
+def resolution_shift(num_target_tokens: int) -> float:
+    """How strongly times are pushed towards noise for a picture of so many tokens, at least 1.
+
+    FLUX's rule: the logarithm is linear in the number of tokens.
+    """
+    low_tokens, low_mu, high_tokens, high_mu = 256, 0.5, 4096, 1.15
+    slope = (high_mu - low_mu) / (high_tokens - low_tokens)
+    return math.exp(slope * num_target_tokens + (low_mu - slope * low_tokens))
 
 
 def guided_velocity(

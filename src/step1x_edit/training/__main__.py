@@ -1,10 +1,20 @@
-"""``python -m step1x_edit.training CONFIG.yaml``: begin or go on with a training run."""
+"""``python -m step1x_edit.training CONFIG.yaml``: as ``step1x train``, with a plain log."""
 
 import argparse
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from step1x_edit.training.config import AutoencoderRun, ReadingRun, load
+from step1x_edit.training.config import load
+from step1x_edit.training.loop import Advance
+from step1x_edit.training.run import train
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[Advance]:
+    logging.getLogger(__name__).info("%s", what)
+    yield lambda *_: None
 
 
 def main() -> None:
@@ -12,19 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m step1x_edit.training", description=__doc__)
     parser.add_argument("config", type=Path, help="YAML file, see configs/train")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = load(parser.parse_args().config)
-    if isinstance(config, AutoencoderRun):
-        from step1x_edit.training import autoencoder
-
-        autoencoder.train(config)
-    elif isinstance(config, ReadingRun):
-        from step1x_edit.training import reading
-
-        reading.train(config)
-    else:
-        from step1x_edit.training import trainer
-
-        trainer.train(config)
+    train(load(parser.parse_args().config), _logged)
 
 
 if __name__ == "__main__":

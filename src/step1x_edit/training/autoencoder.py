@@ -8,6 +8,7 @@ components), and training only has to add what a linear codec lacks.
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from step1x_edit.training.config import AutoencoderRun
 from step1x_edit.training.dataset import picture_batches
-from step1x_edit.training.loop import TrainingRun, run_loop
+from step1x_edit.training.loop import Pace, TrainingRun, Watch, run_loop
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +116,15 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(-10 * torch.log10(((a.clamp(-1, 1) - b) / 2).square().mean()))
 
 
-def train(config: AutoencoderRun) -> AutoencoderDC:
+def train(config: AutoencoderRun, watch: Watch | None = None) -> signal.Signals | None:
     """Train, or go on training, and write the averaged weights to ``config.folder / "vae"``.
 
+    Args:
+        config: The run.
+        watch: Sees each step.
+
     Returns:
-        The model with its averaged weights and its scaling factor set.
+        The signal that stopped the run; None when it is complete.
     """
     torch.manual_seed(config.seed)
     # Any: the annotations of diffusers know neither memory formats nor that outputs are no tuples.
@@ -140,6 +145,7 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
         config.lr,
         config.num_steps,
         decay_share=config.decay_share,
+        keep_every=config.keep_every,
     )
     run.restore()
     logger.info("step %d: held-out PSNR %.2f dB", run.step, evaluate(model, held_out))
@@ -152,13 +158,13 @@ def train(config: AutoencoderRun) -> AutoencoderDC:
             decoded = model.decode(latents).sample
         return nn.functional.mse_loss(decoded.float(), pictures), len(pictures)
 
-    run_loop(run, batches, loss_of)
+    stopped = run_loop(run, batches, loss_of, pace=Pace.of(config), watch=watch)
     run.load_ema_into(trained)
     with torch.no_grad():
         model.register_to_config(scaling_factor=1 / float(model.encode(held_out).latent.std()))
     logger.info("step %d: held-out PSNR %.2f dB", run.step, evaluate(model, held_out))
     model.save_pretrained(config.folder / "vae")
-    return model
+    return stopped
 
 
 @torch.no_grad()

@@ -122,6 +122,7 @@ def in_worker(stream: IterableDataset[Any], num_workers: int) -> Iterator[Any]:
             batch_size=None,
             num_workers=num_workers,
             prefetch_factor=4,
+            generator=torch.Generator(),  # else it draws from torch's own, which a run takes up
             worker_init_fn=_leave_signals_to_the_trainer,
         )
     )
@@ -147,6 +148,11 @@ class EditBatch:
     """See `alignment.token_labels`."""
     keys: tuple[str, ...]
     """Names of the records."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What messages call the samples."""
+        return tuple(f"record {key}" for key in self.keys)
 
     @property
     def changed(self) -> Float[Tensor, "batch target_tokens"]:

@@ -32,7 +32,7 @@ def export(config: EditRun, out: Path, *, averaged: bool = True) -> Path:
     """Write a run's weights, finished or not, as a bfloat16 diffusers-layout folder.
 
     Args:
-        config: The run; its folder holds ``checkpoint.pt``.
+        config: The run; its folder holds checkpoints.
         out: The model folder.
         averaged: The average of the weights; False gives those of the last step.
 
@@ -42,7 +42,7 @@ def export(config: EditRun, out: Path, *, averaged: bool = True) -> Path:
     training = EditTraining(config)
     run = TrainingRun(config.folder, training.trained, [], config.lr, config.num_steps)
     if not run.restore_weights():
-        raise InvalidRequest(f"{config.folder} holds no checkpoint.pt: train first")
+        raise InvalidRequest(f"{config.folder} holds no checkpoint: train first")
     if averaged:
         run.load_ema_into(training.trained)
     pipeline = Step1XEditPipeline(

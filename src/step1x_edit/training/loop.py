@@ -1,9 +1,7 @@
-"""The one training loop: steps, log, checkpoints, clean stop.
+"""The one training loop: steps, log, checkpoints, clean stop. Every kind of run goes through it.
 
-The autoencoder and the editor run through it.
-A run lives in a folder: ``checkpoint.pt`` (model, EMA, optimiser, step, random state; written
-beside and renamed) and ``log.jsonl`` (a line per report). SIGTERM or Ctrl-C saves and stops; the
-same command goes on.
+A run lives in a folder: ``checkpoints`` and ``log.jsonl`` (a line per report). SIGTERM or Ctrl-C
+saves and stops; the same command goes on.
 """
 
 import json
@@ -12,24 +10,34 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from step1x_edit.errors import Step1XEditError
+from step1x_edit.errors import CheckpointError, Step1XEditError
+from step1x_edit.training.checkpoint import Checkpoints
+from step1x_edit.training.config import RunSettings
 
 logger = logging.getLogger(__name__)
+
+LOG_NAME = "log.jsonl"
+
+Advance = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
+Stage = Callable[[str], AbstractContextManager[Advance]]
+"""Shows what is going on before the first step."""
 
 
 @dataclass
 class TrainingRun:
     """What a run changes while it goes on.
 
-    `trained` holds every module whose parameters are trained, under one name each; `ema` a moving
-    average of it.
+    `trained` holds every module with parameters that are trained, under one name each; `ema` a
+    moving average of these parameters. Frozen ones are nowhere in its checkpoints.
     """
 
     folder: Path
@@ -39,53 +47,80 @@ class TrainingRun:
     num_steps: int
     warmup_steps: int = 100
     decay_share: float = 0.3
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
-    ema_decay: float = 0.998
+    """Share of the steps, at the end, over which the learning rate falls to zero."""
+    decay: Literal["linear", "cosine"] = "linear"
+    ema_decay: float | None = 0.998
+    """None: no average is kept."""
     lr_scales: tuple[float, ...] = ()
     """Each optimiser's part of the learning rate; by default all of it."""
+    keep_every: int | None = None
+    """Steps between checkpoints that are never removed."""
     step: int = 0
+    saved_step: int | None = None
+    """Of the newest checkpoint."""
     samples_seen: int = 0
-    ema: dict[str, torch.Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lr_scales = self.lr_scales or (1.0,) * len(self.optimizers)
+        self._checkpoints = Checkpoints(self.folder, self.keep_every)
+        self._parameters = {
+            name: parameter
+            for name, parameter in self.trained.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return self._parameters
 
     def learning_rate(self) -> float:
-        """Warm-up, constant, linear decay to zero (Hägele et al. 2024)."""
+        """Warm-up, constant, and a decay to zero, linear (Hägele et al. 2024) or a half cosine."""
         decay_steps = max(1, round(self.decay_share * self.num_steps))
-        warm = min(1.0, (self.step + 1) / self.warmup_steps)
-        return self.peak_lr * warm * min(1.0, max(0.0, (self.num_steps - self.step) / decay_steps))
+        warm = min(1.0, (self.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = min(1.0, max(0.0, (self.num_steps - self.step) / decay_steps))
+        if self.decay == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return self.peak_lr * warm * left
 
     def update_ema(self) -> None:
         """Move the average towards the weights, faster early on, so that the start is forgotten."""
+        if self.ema_decay is None:
+            return
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            named = dict(self.trained.named_parameters())
             if not self.ema:
-                self.ema = {name: p.detach().clone() for name, p in named.items()}
-            torch._foreach_lerp_(list(self.ema.values()), [named[n] for n in self.ema], 1 - decay)
+                self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+            own: list[Tensor] = [self.parameters[name] for name in self.ema]
+            torch._foreach_lerp_(list(self.ema.values()), own, 1 - decay)
 
     def save(self) -> None:
-        """Write the checkpoint beside its place, then rename it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / "checkpoint.pt"
-        beside = target.with_suffix(".pt.new")
-        torch.save(
-            {
-                "trained": self.trained.state_dict(),
-                "ema": self.ema,
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "step": self.step,
-                "samples_seen": self.samples_seen,
-                "rng": torch.get_rng_state(),
-            },
-            beside,
-        )
-        beside.replace(target)
+        """Write a checkpoint.
+
+        Raises:
+            OSError: The place cannot be written; the last checkpoint stands.
+        """
+        state = {
+            "trained": {name: p.detach() for name, p in self.parameters.items()},
+            "ema": self.ema,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            # Batch n is a function of the seed and n, so that this is the place in the data, too.
+            "step": self.step,
+            "samples_seen": self.samples_seen,
+            "rng": torch.get_rng_state(),
+        }
+        self._checkpoints.save(self.step, state)
+        self.saved_step = self.step
 
     def restore(self) -> bool:
-        """Read the checkpoint if there is one; True if there was."""
+        """Read the newest whole checkpoint if there is one; True if there was.
+
+        Raises:
+            CheckpointError: It is another run's, or all are damaged.
+        """
         saved = self._read()
+        _forget_lines_after(self.folder / LOG_NAME, self.step)
         if saved is None:
             return False
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -102,98 +137,252 @@ class TrainingRun:
         return self._read() is not None
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        saved = self._checkpoints.read_newest()
+        if saved is None:
             return None
-        saved = torch.load(path, weights_only=True)
-        self.trained.load_state_dict(saved["trained"])
-        self.ema = saved["ema"]
+        self._load_weights(saved["trained"])
+        if self.ema_decay is not None:
+            # Earlier versions averaged what was frozen, too.
+            self.ema = {
+                name: saved["ema"][name].to(parameter.device)
+                for name, parameter in self.parameters.items()
+                if name in saved["ema"]
+            }
         self.step, self.samples_seen = saved["step"], saved["samples_seen"]
+        self.saved_step = self.step
         return saved
+
+    @torch.no_grad()
+    def _load_weights(self, saved: dict[str, Tensor]) -> None:
+        """Earlier versions saved what was frozen, too; it is taken back as well."""
+        places = self.trained.state_dict(keep_vars=True)
+        wrong = [
+            name
+            for name, parameter in self.parameters.items()
+            if name not in saved or saved[name].shape != parameter.shape
+        ]
+        wrong += [name for name in saved if name not in places]
+        if wrong:
+            raise CheckpointError(
+                f"{self.folder} holds the checkpoints of another run: {len(wrong)} of its tensors "
+                f"do not fit (first {wrong[0]}): give another folder, or the settings it began with"
+            )
+        for name, tensor in saved.items():
+            places[name].copy_(tensor)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averaged weights in the networks for a while, where an average is kept."""
+        last = {name: self.parameters[name].detach().clone() for name in self.ema}
+        self.load_ema_into(self.trained)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in last.items():
+                    self.parameters[name].copy_(tensor)
 
     def load_ema_into(self, trained: nn.ModuleDict) -> None:
         """Copy the averaged weights into `trained`."""
         with torch.no_grad():
             for name, parameter in trained.named_parameters():
-                parameter.copy_(self.ema[name])
+                if name in self.ema:
+                    parameter.copy_(self.ema[name])
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a run reports and saves.
+
+    Attributes:
+        report_every: Steps between log lines.
+        save_every_s: Seconds between checkpoints.
+        save_every: Steps between checkpoints; None leaves it to the clock.
+        clip_norm: Limit of the gradient's norm.
+    """
+
+    report_every: int = 20
+    save_every_s: float = 300
+    save_every: int | None = None
+    clip_norm: float = 1.0
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> "Pace":
+        """That of a run."""
+        return cls(settings.report_every, settings.save_every_s, settings.save_every)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a run is after a step.
+
+    Attributes:
+        step: Steps done.
+        num_steps: Steps in all.
+        samples: Samples seen.
+        loss: Mean since the last line of the log.
+        grad_norm: Before clipping.
+        lr: Learning rate of the next step.
+        samples_per_s: Since the last line.
+        seconds_left: At this process's mean speed.
+        is_line: Whether the log has it.
+    """
+
+    step: int
+    num_steps: int
+    samples: int
+    loss: float
+    grad_norm: float
+    lr: float
+    samples_per_s: float
+    seconds_left: float
+    is_line: bool
+
+    def line(self) -> dict[str, float]:
+        """As the log has it."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "loss": round(self.loss, 5),
+            "grad_norm": round(self.grad_norm, 3),
+            "lr": self.lr,
+            "samples_per_s": round(self.samples_per_s, 2),
+        }
+
+
+Watch = Callable[[StepReport], None]
+"""Called after each step."""
 
 
 def run_loop(
     run: TrainingRun,
     batches: Iterator[Any],
-    loss_of: Callable[[Any], tuple[torch.Tensor, int]],
+    loss_of: Callable[[Any], tuple[Tensor, int]],
     *,
-    report_every: int = 20,
-    save_every_s: float = 300,
-    clip_norm: float = 1.0,
-) -> bool:
+    pace: Pace = Pace(),
+    watch: Watch | None = None,
+) -> signal.Signals | None:
     """Train until `run.num_steps` or a signal.
+
+    A checkpoint that cannot be written while training is a warning; the next one is tried in time.
 
     Args:
         run: The run; restored by the caller.
-        batches: Endless batches.
+        batches: Endless batches; one with `names` is called by them in messages.
         loss_of: Batch → (loss, number of samples).
-        report_every: Steps between log lines.
-        save_every_s: Seconds between checkpoints.
-        clip_norm: Limit of the gradient's norm.
+        pace: How often to report and save.
+        watch: Sees each step.
 
     Returns:
-        True when the run is complete, False when a signal stopped it.
+        The signal that stopped the run; None when it is complete.
 
     Raises:
-        Step1XEditError: The loss is not finite. The last checkpoint stands.
+        Step1XEditError: The loss or its gradient is not finite, or the last checkpoint cannot be
+            written. The one before stands.
     """
     stop = _StopSignal()
-    parameters = [p for p in run.trained.parameters() if p.requires_grad]
-    saved_at = reported_at = time.monotonic()
-    losses: list[float] = []
-    samples = 0
+    parameters = list(run.parameters.values())
+    meter = _Meter(run, pace)
+    saved_at = time.monotonic()
     with stop:
-        while run.step < run.num_steps and not stop.requested:
-            loss, count = loss_of(next(batches))
-            if not math.isfinite(loss.item()):
-                raise Step1XEditError(
-                    f"loss {loss.item()} at step {run.step}: lower the learning rate and go on"
-                )
+        while run.step < run.num_steps and stop.received is None:
+            batch = next(batches)
+            loss, count = loss_of(batch)
+            value = loss.item()
+            _check_finite("loss", value, run.step, batch)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(parameters, pace.clip_norm))
+            _check_finite("norm of the gradient", norm, run.step, batch)
             for optimizer, scale in zip(run.optimizers, run.lr_scales, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate() * scale
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            run.step, run.samples_seen, samples = (
-                run.step + 1,
-                run.samples_seen + count,
-                samples + count,
-            )
+            run.step, run.samples_seen = run.step + 1, run.samples_seen + count
             run.update_ema()
-            losses.append(loss.item())
-            now = time.monotonic()
-            if run.step % report_every == 0:
-                line = {
-                    "step": run.step,
-                    "samples": run.samples_seen,
-                    "loss": round(sum(losses) / len(losses), 5),
-                    "grad_norm": round(float(norm), 3),
-                    "lr": run.learning_rate(),
-                    "samples_per_s": round(samples / (now - reported_at), 2),
-                }
-                _append(run.folder / "log.jsonl", line)
-                logger.info("%s", line)
-                losses, samples, reported_at = [], 0, now
-            if now - saved_at > save_every_s:
-                run.save()
-                saved_at = now
-    run.save()
-    return run.step >= run.num_steps
+            report = meter.after_step(value, norm, count)
+            if report.is_line:
+                _append(run.folder / LOG_NAME, report.line())
+                logger.info("%s", report.line())
+            if watch is not None:
+                watch(report)
+            overdue = time.monotonic() - saved_at > pace.save_every_s
+            if overdue or (pace.save_every and run.step % pace.save_every == 0):
+                _save_or_warn(run)
+                saved_at = time.monotonic()
+        if run.step != run.saved_step:
+            _save_at_the_end(run)
+    return stop.received
+
+
+class _Meter:
+    """Means and speeds between the lines of the log."""
+
+    def __init__(self, run: TrainingRun, pace: Pace) -> None:
+        self.run, self.pace = run, pace
+        self.first_step = run.step
+        self.started = self.reported = time.monotonic()
+        self.losses: list[float] = []
+        self.samples = 0
+
+    def after_step(self, loss: float, norm: float, samples: int) -> StepReport:
+        run, now = self.run, time.monotonic()
+        self.losses.append(loss)
+        self.samples += samples
+        seconds_per_step = (now - self.started) / (run.step - self.first_step)
+        report = StepReport(
+            run.step,
+            run.num_steps,
+            run.samples_seen,
+            sum(self.losses) / len(self.losses),
+            norm,
+            run.learning_rate(),
+            self.samples / max(now - self.reported, 1e-9),
+            seconds_per_step * (run.num_steps - run.step),
+            run.step % self.pace.report_every == 0,
+        )
+        if report.is_line:
+            self.losses, self.samples, self.reported = [], 0, now
+        return report
+
+
+def _check_finite(what: str, value: float, step: int, batch: Any) -> None:
+    if not math.isfinite(value):
+        names = ", ".join(getattr(batch, "names", ())) or f"number {step}"
+        raise Step1XEditError(
+            f"{what} {value} at step {step}, in the batch of {names}: look at these examples, or "
+            "lower the learning rate; the last checkpoint stands"
+        )
+
+
+def _save_or_warn(run: TrainingRun) -> None:
+    try:
+        run.save()
+    except OSError as error:
+        logger.warning(
+            "no checkpoint of step %d could be written (%s): the one before stands, training goes "
+            "on; free some room",
+            run.step,
+            error.strerror,
+        )
+
+
+def _save_at_the_end(run: TrainingRun) -> None:
+    try:
+        run.save()
+    except OSError as error:
+        raise Step1XEditError(
+            f"the checkpoint of step {run.step} could not be written to {run.folder} "
+            f"({error.strerror}): the one before stands; free some room and give the same command "
+            "again"
+        ) from error
 
 
 class _StopSignal:
     """Turns SIGTERM and SIGINT into a request to stop after the step at hand."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.received: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignal":
@@ -205,11 +394,34 @@ class _StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, *_: object) -> None:
-        self.requested = True
+    def _request(self, number: int, _: object) -> None:
+        self.received = signal.Signals(number)
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's log."""
+    path = folder / LOG_NAME
+    if not path.exists():
+        return []
+    # A kill may have cut the last line short.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _append(path: Path, line: dict[str, float]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # not worth the run
+        logger.warning("%s could not be written (%s)", path, error.strerror)
+
+
+def _forget_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a kill has undone, and that are done again."""
+    kept = [line for line in read_log(path.parent) if line["step"] <= step]
+    text = "".join(f"{json.dumps(line)}\n" for line in kept)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)

@@ -8,6 +8,7 @@ away; the transformer then finds the words' meaning ready to use.
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.training.alignment import BACKGROUND_LABELS, COLOUR_LABELS, OBJECT_LABELS, numbered
 from step1x_edit.training.config import ReadingRun
 from step1x_edit.training.dataset import in_worker
-from step1x_edit.training.loop import TrainingRun, run_loop
+from step1x_edit.training.loop import Pace, TrainingRun, Watch, run_loop
 from step1x_edit.training.mini import INSTRUCTION
 from step1x_edit.training.trainer import begin_networks
 
@@ -170,19 +171,29 @@ class ReadingTraining:
         ]  # fmt: skip
 
 
-def train(config: ReadingRun) -> None:
-    """Train, or go on training, and write the networks to the run's ``model`` folder."""
+def train(config: ReadingRun, watch: Watch | None = None) -> signal.Signals | None:
+    """Train, or go on training, and write the networks to the run's ``model`` folder.
+
+    Args:
+        config: The run.
+        watch: Sees each step.
+
+    Returns:
+        The signal that stopped the run; None when it is complete.
+    """
     training = ReadingTraining(config)
     optimizer = torch.optim.AdamW(
         training.trained.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01
     )
     run = TrainingRun(
         config.folder, training.trained, [optimizer], config.lr, config.num_steps,
-        decay_share=config.decay_share,
+        decay_share=config.decay_share, keep_every=config.keep_every,
     )  # fmt: skip
     run.restore()
     stream = SentenceBatches(config, training.encoder.tokenizer, run.step)
-    run_loop(run, in_worker(stream, 1), training.loss_of)
+    stopped = run_loop(
+        run, in_worker(stream, 1), training.loss_of, pace=Pace.of(config), watch=watch
+    )
     run.load_ema_into(training.trained)
     held_out = next(iter(SentenceBatches(config, training.encoder.tokenizer, 2**40)))
     pooled, last = training.accuracy(held_out)
@@ -191,3 +202,4 @@ def train(config: ReadingRun) -> None:
     )
     training.transformer.save_pretrained(config.folder / "model" / "transformer")
     training.encoder.text_encoder.save_pretrained(config.folder / "model" / "text_encoder")
+    return stopped

@@ -5,6 +5,7 @@ same ids, same instruction features; only the noise level is drawn at random.
 """
 
 import logging
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 from step1x_edit.training.alignment import SceneHead
 from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
-from step1x_edit.training.loop import TrainingRun, run_loop
+from step1x_edit.training.loop import Pace, TrainingRun, Watch, run_loop
 from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
 from step1x_edit.training.objective import (
     add_noise,
@@ -207,8 +208,16 @@ def optimizers_of(
     return optimizers, (1.0, ADAMW_SHARE, reading_share, reading_share * ADAMW_SHARE)
 
 
-def train(config: EditRun) -> None:
-    """Train, or go on training, and write the averaged weights to the run's ``model`` folder."""
+def train(config: EditRun, watch: Watch | None = None) -> signal.Signals | None:
+    """Train, or go on training, and write the averaged weights to the run's ``model`` folder.
+
+    Args:
+        config: The run.
+        watch: Sees each step.
+
+    Returns:
+        The signal that stopped the run; None when it is complete.
+    """
     training = EditTraining(config)
     share = config.reading_lr_share if config.train_reading else 1.0
     optimizers, lr_scales = optimizers_of(training.trained, config.lr, share)
@@ -220,6 +229,7 @@ def train(config: EditRun) -> None:
         config.num_steps,
         decay_share=config.decay_share,
         lr_scales=lr_scales,
+        keep_every=config.keep_every,
     )
     run.restore()
     logger.info("step %d of %d", run.step, run.num_steps)
@@ -230,6 +240,7 @@ def train(config: EditRun) -> None:
         config.text_to_image_share,
     )
     stream = TripletBatches(config.data, config.batch_size, collate, first_batch=run.step)
-    run_loop(run, batches(stream), training.loss_of)
+    stopped = run_loop(run, batches(stream), training.loss_of, pace=Pace.of(config), watch=watch)
     run.load_ema_into(training.trained)
     training.save(config.folder / "model")
+    return stopped

@@ -1,0 +1,159 @@
+"""A LoRA that is trained: put beside a transformer's layers, taken from there, written in files.
+
+PEFT puts it there, whatever stores the layer's weight. The release adapts layers that hold query,
+key and value as one; ours are apart, so they share one down matrix, which makes the two the same
+LoRA. Called by `tuning`.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from step1x_edit.errors import InvalidRequest
+from step1x_edit.model.lora_layouts import Layout, layer_of
+from step1x_edit.model.lora_loader import layer_sizes
+from step1x_edit.model.lora_tensors import Lora, LoraLayer, change_layout, write_lora
+from step1x_edit.training.config import LoraRun
+
+ADAPTER = "trained"
+
+
+def put_on(transformer: Any, config: LoraRun) -> None:
+    """Put an untrained LoRA beside a transformer's layers; it alone can be trained then.
+
+    Down matrices are drawn as the released trainer does (He et al. 2015, a = √5), up matrices are
+    zero, so that the model is the same as before. Both are float32, whatever the model is.
+
+    Args:
+        transformer: Without adapters.
+        config: Rank, alpha, layers and seed.
+
+    Raises:
+        InvalidRequest: No layer has such a name, or it is no regular expression.
+    """
+    from peft import LoraConfig
+
+    groups = _groups(transformer, config.layers)
+    names = [name for group in groups for name in group]
+    transformer.requires_grad_(False)
+    transformer.add_adapter(
+        LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names),  # pyright: ignore[reportArgumentType] - alpha may be a fraction
+        adapter_name=ADAPTER,
+    )
+    draw = torch.Generator().manual_seed(config.seed)
+    modules = dict(transformer.named_modules())
+    for group in groups:
+        layers = [modules[name] for name in group]
+        down = torch.empty(layers[0].lora_A[ADAPTER].weight.shape)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
+        shared = nn.Parameter(down.to(layers[0].lora_A[ADAPTER].weight.device))
+        for layer in layers:
+            layer.lora_A[ADAPTER].weight = shared
+            layer.lora_B[ADAPTER].float()
+
+
+def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
+    """Our layers of each official one whose name fits the pattern."""
+    groups: dict[str, list[str]] = {}
+    for name in layer_sizes(transformer):
+        layer = layer_of(name, "peft")
+        if layer is not None:
+            groups.setdefault(layer.official, []).append(name)
+    try:
+        chosen = [names for official, names in groups.items() if re.fullmatch(pattern, official)]
+    except re.error as error:
+        raise InvalidRequest(f"layers {pattern!r} is no regular expression: {error}") from error
+    if not chosen:
+        raise InvalidRequest(
+            f"layers {pattern!r} fits no layer: the names are as {', '.join([*groups][:3])}"
+        )
+    return chosen
+
+
+def taken_from(transformer: nn.Module, alpha: float, dtype: torch.dtype) -> Lora:
+    """The LoRA as it is now, in our names.
+
+    Args:
+        transformer: After `put_on`.
+        alpha: Its alpha.
+        dtype: What its matrices are rounded to.
+    """
+    layers = {}
+    for name, module in transformer.named_modules():
+        if ADAPTER in getattr(module, "lora_A", ()):
+            parts: Any = module
+            down, up = (
+                matrix[ADAPTER].weight.detach().to("cpu", dtype, copy=True)
+                for matrix in (parts.lora_A, parts.lora_B)
+            )
+            layers[name] = LoraLayer(down, up, torch.tensor(float(alpha)))
+    return Lora("the trained LoRA", "peft", layers, {})
+
+
+def write_files(
+    lora: Lora, folder: Path, layouts: Sequence[Layout], metadata: Mapping[str, str]
+) -> list[Path]:
+    """Write ``lora_LAYOUT.safetensors`` for each layout, and give the paths back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for layout in layouts:
+        named = change_layout(lora, layout)
+        path = folder / f"lora_{layout}.safetensors"
+        write_lora(Lora(named.label, layout, named.layers, dict(metadata)), path)
+        paths.append(path)
+    return paths
+
+
+def describe(
+    config: LoraRun, version: str, lora: Lora, step: int, num_examples: int
+) -> dict[str, str]:
+    """What a file says of itself: `modelspec.*` (Stability AI's ModelSpec) and kohya's `ss_*`.
+
+    Args:
+        config: The run.
+        version: Release of the model: "v1.0" or "v1.1".
+        lora: The matrices, for their hash.
+        step: Steps done.
+        num_examples: In the data, each once.
+    """
+    digest = hashlib.sha256()
+    for name, layer in sorted(lora.layers.items()):
+        digest.update(name.encode())
+        for matrix in (layer.down, layer.up):
+            digest.update(matrix.contiguous().view(torch.uint8).numpy().tobytes())
+    side = config.data.size_level_px
+    said = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"step1x-edit-{version}/lora",
+        "modelspec.implementation": "https://github.com/stepfun-ai/Step1X-Edit",
+        "modelspec.title": config.folder.name,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.hash_sha256": f"0x{digest.hexdigest()}",
+        "ss_base_model_version": f"step1x-edit-{version}",
+        "ss_sd_model_name": config.model,
+        "ss_output_name": config.folder.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.rank,
+        "ss_network_alpha": f"{config.alpha:g}",
+        "ss_learning_rate": config.lr,
+        "ss_lr_scheduler": config.schedule,
+        "ss_lr_warmup_steps": config.warmup_steps,
+        "ss_optimizer": config.optimizer,
+        "ss_steps": step,
+        "ss_max_train_steps": config.num_steps,
+        "ss_batch_size_per_device": config.data.batch_size,
+        "ss_num_train_images": num_examples,
+        "ss_gradient_checkpointing": config.gradient_checkpointing,
+        "ss_mixed_precision": config.dtype,
+        "ss_seed": config.seed,
+        "ss_caption_dropout_rate": config.instruction_dropout,
+    }
+    return {name: str(value) for name, value in said.items()}
