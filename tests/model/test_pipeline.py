@@ -13,7 +13,7 @@ from PIL import Image
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.guidance import prepare_ids, schedule
 from step1x_edit.model.instruction import InstructionEncoder
-from step1x_edit.model.latents import unpack
+from step1x_edit.model.latents import keep_reference, unpack
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
@@ -212,7 +212,7 @@ def test_a_folder_says_the_shift_and_what_counts_as_unchanged(tmp_path):
     own.set_progress_bar_config(disable=True)
     source, times = picture(64, 64), []
     rendered = own(source, "a", output_type="latent", return_references=True).references[0]
-    offsets = torch.full_like(rendered, 0.2)
+    offsets = torch.full_like(rendered, 0.5)
     offsets[:8] = 0.05  # a mean square of 0.0025
 
     def look(_, step, time, tensors):
@@ -223,6 +223,17 @@ def test_a_folder_says_the_shift_and_what_counts_as_unchanged(tmp_path):
     assert times == pytest.approx([0.8, 0.0])
     assert torch.equal(made[:8], rendered[:8])
     assert torch.equal(made[8:], (rendered + offsets)[8:])
+
+
+def test_what_changed_a_little_all_over_is_not_taken_back():
+    reference = torch.zeros(3, 100, 64)
+    tokens = torch.full_like(reference, 0.05)
+    tokens[1, :90] = 0.2  # between kept and changed
+    tokens[2, 90:] = 0.5
+    kept = keep_reference(tokens, reference, 0.01)
+    assert torch.equal(kept[:2], tokens[:2])
+    assert not kept[2, :90].any()
+    assert torch.equal(kept[2, 90:], tokens[2, 90:])
 
 
 def test_output_types_hold_the_same_picture(pipeline):

@@ -60,23 +60,35 @@ def unpack(
     return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=2, q=2)
 
 
+FAR = 4.0
+"""A token has clearly changed from so many times the threshold of `keep_reference` on."""
+MOST_BETWEEN, LEAST_FAR = 0.2, 0.02
+"""Shares of a picture's tokens. An edit of a part leaves few tokens between kept and changed."""
+
+
 def keep_reference(
     tokens: Float[Tensor, "batch tokens packed"],
     reference: Float[Tensor, "batch tokens packed"],
     threshold: float,
 ) -> Float[Tensor, "batch tokens packed"]:
-    """The reference's own tokens where the result means the same.
+    """The reference's own tokens where an edit of a part of the picture left it alone.
 
     A small model repeats what stays with an error of its own. Where that is all the difference
-    there is, the reference is nearer to what was asked for.
+    there is, the reference is nearer to what was asked for. A tone changes everything, much of it a
+    little: such pictures are left as they are.
 
     Args:
         tokens: Of the result.
         reference: Of the picture that was edited.
         threshold: Mean square over a token's channels below which it is taken to be unchanged.
     """
-    stays = (tokens - reference).square().mean(-1, keepdim=True) < threshold
-    return torch.where(stays, reference, tokens)
+    change = (tokens - reference).square().mean(-1, keepdim=True)
+    near, far = change < threshold, change > FAR * threshold
+    between = ~(near | far)
+    in_parts = (between.float().mean(1, keepdim=True) <= MOST_BETWEEN) & (
+        far.float().mean(1, keepdim=True) >= LEAST_FAR
+    )
+    return torch.where(near & in_parts, reference, tokens)
 
 
 def row_noise(

@@ -19,8 +19,8 @@ DEFAULTS = {
     "num_inference_steps": 2,
     "guidance_scale": -1.0,
     "size_level": 128,
-    "time_shift": 4.0,
-    "keep_threshold": 0.02,
+    "time_shift": 10.0,
+    "keep_threshold": 0.035,
 }
 """What the mini does where a call names no setting: the best of a few that ``step1x bench mini``
 measured. More steps draw sharper but surer of what is wrong; guidance gains nothing. The shift is
