@@ -187,13 +187,8 @@ def kill_often(config, whole, tmp_path, times, seed):
     assert not list(folder.rglob("*.new"))
 
 
-def test_a_kill_loses_nothing_that_was_saved(config, whole, tmp_path):
-    kill_often(config, whole, tmp_path, 2, seed=0)
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_lose_nothing(config, whole, tmp_path):
-    kill_often(config, whole, tmp_path, 20, seed=1)
+def test_kills_at_random_moments_lose_nothing(config, whole, tmp_path):
+    kill_often(config, whole, tmp_path, 3, seed=0)
 
 
 def test_a_full_disk_is_one_clear_line_and_the_run_can_go_on(config, whole, tmp_path):

@@ -22,6 +22,7 @@ from step1x_edit.checkpoints.contents import (
 )
 from step1x_edit.checkpoints.folder import load_components
 from step1x_edit.errors import CheckpointError
+from step1x_edit.model.config import RELEASED_SAMPLING
 
 from ..tiny_model import SETTINGS, write_tiny_model
 
@@ -143,8 +144,11 @@ def test_what_a_folder_holds(folder):
     assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert found.dtypes == ("F32",)
     assert found.bytes == weights_of(folder, "transformer").stat().st_size
-    assert read_settings(read_index(folder)) == ModelSettings(**SETTINGS)
-    assert read_settings({}) == ModelSettings(28, 6.0, 512)
+    assert read_settings(read_index(folder)) == ModelSettings(
+        **SETTINGS, draw_size=SETTINGS["size_level"], draw_negative_prompt=""
+    )
+    assert read_settings({}) == ModelSettings(**RELEASED_SAMPLING)
+    assert read_settings({})[:4] == (28, 6.0, 512, 1024)
     assert read_version(folder) == "v1.1"
 
 

@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from step1x_edit.errors import InvalidRequest
-from step1x_edit.training.config import AutoencoderRun, EditRun, ReadingRun, load
+from step1x_edit.training.config import AutoencoderRun, EditRun, LoraRun, ReadingRun, load
 from step1x_edit.training.trainer import ADAMW_SHARE, optimizers_of
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
@@ -14,9 +14,10 @@ EDIT = "kind: edit\nfolder: run\nvae: vae\nprocessor: processor\nnum_steps: 10\n
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads_and_begins_with_its_command(path):
-    assert isinstance(load(path), AutoencoderRun | EditRun | ReadingRun)
+    assert isinstance(load(path), AutoencoderRun | EditRun | LoraRun | ReadingRun)
     opening = "".join(takewhile(lambda line: line.startswith("#"), path.open(encoding="utf-8")))
-    assert f"python -m step1x_edit.training configs/train/{path.name}" in opening
+    commands = ("python -m step1x_edit.training", "step1x train")
+    assert any(f"{command} configs/train/{path.name}" in opening for command in commands)
 
 
 def test_kind_chooses_the_settings(tmp_path):

@@ -50,10 +50,10 @@ GLOBAL_VOTE = 0.8
 GLOBAL_GAIN = 0.65
 GLOBAL_LEAST_REST = 0.03
 # A picture was made grey when the map's colours are this pale, and were this much stronger before.
-GREY_CHROMA = 5 / 255
+GREY_CHROMA = 8 / 255
 COLOURED_CHROMA = 5 / 255
 GREY_GAIN = 6.0
-GREY_SPOT_CHROMA = 8 / 255
+GREY_SPOT_CHROMA = 12 / 255
 
 
 @dataclass(frozen=True)
