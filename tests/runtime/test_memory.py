@@ -267,7 +267,7 @@ def test_a_real_shortage_is_one_line(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_foretold_and_measured_are_close():
-    """The goal of a tenth is `perf/memory.py`'s; fp8 lies at its edge, on either side by the run."""
+    """The goal of a tenth is that of `perf/memory.py`; fp8 lies at its edge."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--only", "check", "--size-level", "64"],
         capture_output=True, text=True, check=False,
