@@ -28,7 +28,7 @@ from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import write
 from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.training.config import LoraRun, load
-from step1x_edit.training.loop import read_log
+from step1x_edit.training.log import read_log
 
 NUM_PAIRS = 200
 FRAME_PX = 16

@@ -17,7 +17,7 @@ from step1x_edit.apps.console import working
 from step1x_edit.apps.train import _followed
 from step1x_edit.editor import Editor
 from step1x_edit.request import EditRequest, RuntimeConfig
-from step1x_edit.training.loop import StepReport
+from step1x_edit.training.log import StepReport
 
 from ..pair_sets import write_official
 from ..tiny_model import write_tiny_official

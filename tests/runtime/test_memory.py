@@ -21,8 +21,9 @@ from step1x_edit.model.pipeline import Row
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime import memory, shortage
 from step1x_edit.runtime.blueprint import blueprint
-from step1x_edit.runtime.memory import PeakTracker, estimate
+from step1x_edit.runtime.memory import estimate
 from step1x_edit.runtime.offload import park_head, stream_from_memory
+from step1x_edit.runtime.peak import PeakTracker
 
 from .loading import load
 
@@ -174,7 +175,7 @@ def test_doctor_prints_the_table_and_recommends(tiny_model, capsys):
     head, columns, *rows, _, _, advice = capsys.readouterr().out.splitlines()
     assert f"size level {SIZE}, guidance 2, float32" in head
     assert columns.split()[:4] == ["weights", "offload", "peak", "while"]
-    assert len(rows) == 4 * 2
+    assert len(rows) == 4 * 3
     assert f"--size-level {SIZE} --weights auto --offload none: it takes" in advice
 
 
@@ -209,7 +210,7 @@ def test_a_parked_head_answers_when_it_is_asked_after_all():
         ({"weights": "int8", "offload": "model"}, True, ["--offload block"]),
         ({"weights": "int8", "offload": "disk"}, True, ["--weights int4"]),
         ({"weights": "int4", "offload": "disk"}, True, []),
-        ({"weights": "int8"}, False, ["--offload disk"]),
+        ({"weights": "int8"}, False, ["--offload block"]),
         ({"weights": "int8", "offload": "block"}, False, ["--offload disk"]),
         ({"weights": "int8", "offload": "disk"}, False, ["--dtype bfloat16"]),
     ],
@@ -260,7 +261,7 @@ def test_a_real_shortage_is_one_line(tiny_model, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "out of memory on cpu with --weights int8 --offload none: give --offload disk" in line
+    assert "out of memory on cpu with --weights int8 --offload none: give --offload block" in line
     assert "or a --size-level below 2048" in line
     assert not (tmp_path / "out.png").exists()
 
@@ -274,5 +275,6 @@ def test_foretold_and_measured_are_close():
     )  # fmt: skip
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     ratios = {(row[1].strip(), row[2].strip()): float(row[5]) for row in rows}
-    assert set(ratios) == {("auto", "none"), ("fp8", "none"), ("auto", "disk")}, done.stderr
+    settings = {("auto", "none"), ("fp8", "none"), ("auto", "block"), ("auto", "disk")}
+    assert set(ratios) == settings, done.stderr
     assert all(0.85 <= ratio <= 1.1 for ratio in ratios.values()), ratios

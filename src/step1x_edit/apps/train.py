@@ -14,7 +14,8 @@ from step1x_edit.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from step1x_edit.training.config import AnyRun
-    from step1x_edit.training.loop import StepReport, Watch
+    from step1x_edit.training.log import StepReport
+    from step1x_edit.training.loop import Watch
 
 SIGNALLED = 128
 """Added to a signal's number: the exit code that shells give a program that it ended."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -127,13 +127,12 @@ def load_config(path: Path, **overrides: Any) -> DataConfig:
 
     Args:
         path: The file.
-        overrides: Settings that replace the file's; None leaves one as it is.
+        overrides: See `read_yaml`.
 
     Raises:
         InvalidRequest: The file cannot be read, or a key or value is wrong.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return read_yaml(path, DataConfig, **given)
+    return read_yaml(path, DataConfig, **overrides)
 
 
 def unknown_name(name: Any, known: Iterable[str]) -> str:
@@ -151,8 +150,18 @@ def first_problem(error: ValidationError) -> str:
     return f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
     """Read a YAML file of settings of `kind`, a settings class or a union of them.
+
+    Args:
+        path: The file.
+        kind: What it holds.
+        overrides: Settings that replace the file's; None leaves one as it is.
 
     Raises:
         InvalidRequest: The file cannot be read, or a key or value is wrong; one line.
@@ -161,7 +170,7 @@ def read_yaml(path: Path, kind: Any, **overrides: Any) -> Any:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise InvalidRequest(f"{path}: must hold settings, `name: value`")
-        return TypeAdapter(kind).validate_python(values | overrides)
+        return TypeAdapter(kind).validate_python(values | given(overrides))
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:

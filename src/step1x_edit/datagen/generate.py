@@ -26,6 +26,7 @@ from step1x_edit.datagen.pipeline import make_triplet, record_seed, sample_categ
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import SUFFIXES, new_folder, remove_unfinished, write
 from step1x_edit.errors import InvalidRequest, MissingExtra, Step1XEditError
+from step1x_edit.files import write_text
 
 MANIFEST = "dataset.json"
 ONLY_SPEED = {"out", "num", "engine", "num_workers"}
@@ -158,9 +159,7 @@ def _open_folder(config: DataConfig) -> None:
                 )
         return
     new_folder(config.out)
-    beside = manifest.with_suffix(".json.new")
-    beside.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    beside.replace(manifest)
+    write_text(manifest, json.dumps(wanted, indent=1) + "\n")
 
 
 def _locally(config: DataConfig, numbers: list[int]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ from PIL import Image
 from step1x_edit.datagen.generate import shard_paths
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.shards import read
+from step1x_edit.files import write_text
 
 SHOWN_SIDE_PX = 160
 NUM_BINS = 20
@@ -81,10 +82,7 @@ def write_page(
             statistics.add(triplet)
         if on_progress is not None:
             on_progress(number, len(paths))
-    beside = out.with_name(f"{out.name}.new")
-    beside.write_text(_page(folder.name, statistics), encoding="utf-8")
-    beside.replace(out)
-    return out
+    return write_text(out, _page(folder.name, statistics))
 
 
 def _page(name: str, statistics: _Statistics) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from step1x_edit.errors import CheckpointError
+from step1x_edit.files import write_text
 from step1x_edit.model.release_text import kept_text
 
 CONFIG_NAME = "instruction.json"
@@ -92,10 +93,7 @@ class InstructionConfig(BaseModel):
         """Write `instruction.json` into a folder (made if missing) and return its path."""
         target = Path(folder) / CONFIG_NAME
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(".json.part")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(target)
-        return target
+        return write_text(target, self.model_dump_json(indent=2) + "\n")
 
     def with_prefix(self, prefix: str) -> InstructionConfig:
         """The same configuration with the fetched prefix filled in."""

@@ -29,6 +29,10 @@ from step1x_edit.runtime.precision import FILE_DTYPES
 
 logger = logging.getLogger(__name__)
 
+OFFLOADS = {"cuda": ("none", "model", "block", "disk"), "cpu": ("none", "block", "disk")}
+"""Kind of device → where weights can wait, each with less memory than the one before. On a CPU main
+memory is the device: `model` saves nothing there; see `_left_on_disk` for `block`."""
+
 
 @dataclass
 class DiskStreams:

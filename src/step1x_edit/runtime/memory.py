@@ -12,8 +12,7 @@ What is counted is tensors. A process takes some memory besides: the interpreter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
-from weakref import finalize
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
@@ -22,9 +21,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.images import fit_size
@@ -34,9 +30,11 @@ from step1x_edit.model.latents import PIXELS_PER_TOKEN, draw_noise
 from step1x_edit.model.pipeline import Row, Step1XEditPipeline
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.request import RuntimeConfig
+from step1x_edit.runtime.apply import OFFLOADS
 from step1x_edit.runtime.blueprint import Blueprint, Network, ValuelessFiles, replace_shape
 from step1x_edit.runtime.disk import StreamTimes
 from step1x_edit.runtime.load import NetworkLoader
+from step1x_edit.runtime.peak import peak_of
 from step1x_edit.runtime.precision import (
     FILE_DTYPES,
     Precision,
@@ -47,11 +45,8 @@ from step1x_edit.runtime.precision import (
 )
 
 WEIGHTS: tuple[str, ...] = get_args(RuntimeConfig.model_fields["weights"].annotation)
-OFFLOADS: tuple[str, ...] = get_args(RuntimeConfig.model_fields["offload"].annotation)
 STAGES = ("loading", "picture", "instruction", "steps", "decoding")
 """In which an edit can need most; an edit that goes on with a loaded model skips the first."""
-DEVICE_OFFLOADS = {"cuda": OFFLOADS, "cpu": ("none", "disk")}
-"""Elsewhere main memory is the device, and nothing can wait there."""
 NUM_RUN = 2
 """Blocks of a row of equal ones that are run: one streamed block has the next one beside it."""
 NUM_CACHED = 3
@@ -60,7 +55,6 @@ the measured tokens of the last step, what the blocks last added, and, while the
 """
 
 DeviceKind = Literal["cuda", "cpu"]
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -126,9 +120,11 @@ def estimate(
         run.stream()
         streamed = run.stages(rows, guided)
         cache = run.step_cache(rows, guided)
-        for offload in DEVICE_OFFLOADS[kind]:
-            waits = offload in ("block", "disk")
-            stages = run.with_weights(streamed if waits else resident, offload)
+        for offload in OFFLOADS[kind]:
+            beside = streamed if offload in ("block", "disk") else resident
+            if kind == "cpu" and offload == "block":
+                beside = {**resident, "instruction": streamed["instruction"]}
+            stages = run.with_weights(beside, offload)
             with_cache = {**stages, "steps": stages["steps"] + cache}
             main_memory = run.in_main_memory(offload) if kind == "cuda" else 0
             found += [
@@ -163,6 +159,7 @@ class _Simulation:
 
     def __init__(self, plan: Blueprint, weights: str, dtype: torch.dtype, kind: str) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.kind = kind
         with self.mode:
             like = torch.empty(0)
         precision = None if weights == "auto" else cast("Precision", weights)
@@ -179,7 +176,7 @@ class _Simulation:
             self.bytes[name] = _count(loader.model, dtype, head_waits=kind == "cuda")
             _shorten(loader.model)
             with self.mode:
-                _, peak = _peak_of(loader.load)
+                _, peak = peak_of(loader.load)
             beside = peak - _num_bytes(loader.model.parameters())
             self.loading = max(self.loading, beside + self.total)
             self.loaders[name] = loader
@@ -213,16 +210,16 @@ class _Simulation:
         tokens = _longest_tokens(pipeline, rows[0].size, self.instruction, 2 if guided else 1)
         guidance = 1.0 if guided else -1.0
 
-        reference, picture = _peak_of(lambda: pipeline.encode_references(rows), self.vae)
-        features, instruction = _peak_of(
+        reference, picture = peak_of(lambda: pipeline.encode_references(rows), self.vae)
+        features, instruction = peak_of(
             lambda: encode_tokens(pipeline.text_encoder, self.instruction, tokens),
             pipeline.text_encoder,
         )
-        made, steps = _peak_of(
+        made, steps = peak_of(
             lambda: pipeline.denoise(rows, features, reference, 1, guidance, None),
             pipeline.transformer,
         )
-        _, decoding = _peak_of(lambda: pipeline.decode([made[0]], rows, "pt"), self.vae)
+        _, decoding = peak_of(lambda: pipeline.decode([made[0]], rows, "pt"), self.vae)
         return {
             "picture": picture,
             "instruction": instruction,
@@ -242,6 +239,9 @@ class _Simulation:
             weights = dict.fromkeys(beside, sizes["vae"].device)
             weights["instruction"] += sizes["text_encoder"].device
             weights["steps"] += sizes["transformer"].device
+        elif offload == "block" and self.kind == "cpu":
+            kept = sizes["text_encoder"].disk + sizes["transformer"].device + sizes["vae"].device
+            weights = dict.fromkeys(beside, kept)
         elif offload == "block":  # what is no block of the transformer goes after each step
             kept = sizes["vae"].device + sizes["text_encoder"].block
             weights = dict.fromkeys(beside, kept)
@@ -274,59 +274,6 @@ class _AtOnce(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
-
-
-class PeakTracker(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make, while they are alive.
-
-    torch's own ``MemTracker`` hooks parameters for their gradients, which weights in few bits do
-    not have.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = WeakIdKeyDictionary()
-
-    def know(self, tensor: Tensor) -> None:
-        """Do not count a tensor that was there before."""
-        self._seen[tensor.untyped_storage()] = True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operation and count what it made."""
-        made = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, made)
-        return made
-
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._seen:
-            return
-        self._seen[storage] = True
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        finalize(storage, self._let_go, storage.nbytes())
-
-    def _let_go(self, num_bytes: int) -> None:
-        self.now -= num_bytes
-
-
-def _peak_of(run: Callable[[], _Made], *resident: nn.Module) -> tuple[_Made, int]:
-    """What `run` gives, and the peak of the tensors that it makes.
-
-    Args:
-        run: Is called.
-        resident: Networks whose weights are there before, and not counted.
-    """
-    tracker = PeakTracker()
-    for model in resident:
-        for tensor in (*model.parameters(), *model.buffers()):
-            tracker.know(tensor)
-    with torch.no_grad(), tracker:
-        made = run()
-    return made, tracker.peak
 
 
 def _num_bytes(tensors: Iterator[Tensor]) -> int:

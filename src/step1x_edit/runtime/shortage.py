@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from step1x_edit.errors import OutOfMemory, is_shortage
 from step1x_edit.request import RuntimeConfig
-from step1x_edit.runtime.apply import choose_device
+from step1x_edit.runtime.apply import OFFLOADS, choose_device
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def next_smaller(runtime: RuntimeConfig, *, has_own_memory: bool) -> list[str]:
         runtime: What is not enough.
         has_own_memory: Of the device, so that weights can wait in main memory.
     """
-    offloads = ["none", "model", "block", "disk"] if has_own_memory else ["none", "disk"]
+    offloads = OFFLOADS["cuda" if has_own_memory else "cpu"]
     waits = runtime.offload if runtime.offload in offloads else "none"
     further = offloads[offloads.index(waits) + 1 :]
     if runtime.weights == "auto":

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
-from step1x_edit.datagen.config import Settings, StreamSettings, first_problem, read_yaml
+from step1x_edit.datagen.config import Settings, StreamSettings, first_problem, given, read_yaml
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.lora_layouts import Layout
 from step1x_edit.request import RuntimeConfig
@@ -225,13 +225,12 @@ def load(path: Path, **overrides: Any) -> AnyRun:
 
     Args:
         path: The file.
-        overrides: Settings that replace the file's; None leaves one as it is.
+        overrides: See `read_yaml`.
 
     Raises:
         InvalidRequest: The file cannot be read, or a key or value is wrong.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return read_yaml(path, Run, **given)
+    return read_yaml(path, Run, **overrides)
 
 
 def load_official(path: Path, **settings: Any) -> LoraRun:
@@ -244,11 +243,10 @@ def load_official(path: Path, **settings: Any) -> LoraRun:
     Raises:
         InvalidRequest: The file cannot be read, or a key or value is wrong.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
     data = from_official_toml(path)
     try:
         return LoraRun.model_validate(
-            {"kind": "lora", "weights": "fp8", "zh_share": 0.0, "data": data, **given}
+            {"kind": "lora", "weights": "fp8", "zh_share": 0.0, "data": data, **given(settings)}
         )
     except ValidationError as error:
         raise InvalidRequest(first_problem(error)) from error

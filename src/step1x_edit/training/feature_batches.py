@@ -7,9 +7,7 @@ pipeline, by its own functions, so that training reads what editing reads.
 """
 
 import logging
-import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,14 +18,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from step1x_edit.datagen.config import StreamSettings
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.training.alignment import squares
-from step1x_edit.training.config import DataSettings
 from step1x_edit.training.data_config import EnginePairs, PairData, ShardPairs, StoredPairs
-from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches
+from step1x_edit.training.dataset import EditCollate
+from step1x_edit.training.engine_batches import engines_of
 from step1x_edit.training.feature_batch import FeatureBatch
 from step1x_edit.training.feature_cache import FeatureCache, FeatureKeys
 from step1x_edit.training.pair_files import StoredPicture
@@ -103,7 +100,7 @@ class FeatureBatches(Iterator[FeatureBatch]):
         self._groups = _groups(data, examples)
         self.batches_per_epoch = sum(-(-len(rows) // size) for rows, size in self._groups)
         self._plan = lru_cache(maxsize=2)(self._planned)
-        self._engines = _engines(data, pipeline, collate, first_batch)
+        self._engines = engines_of(data, pipeline, collate, first_batch)
         self.needs_networks = bool(self._engines)
 
     def __iter__(self) -> "FeatureBatches":
@@ -344,79 +341,3 @@ def _groups(data: PairData, examples: list[Example]) -> list[tuple[np.ndarray, i
         kind = (example.size, example.source is None, batch_size)
         groups.setdefault(kind, []).extend([row] * dataset.repeats)
     return [(np.asarray(rows), kind[2]) for kind, rows in groups.items()]
-
-
-class _Engine(Iterator[FeatureBatch]):
-    """Batches of one data engine, encoded as they come.
-
-    Args:
-        settings: What to draw.
-        share: Of the batches that no engine before took.
-        batch_size: Examples of a batch.
-        pipeline: Its networks are run.
-        collate: Makes the sentences, in the worker.
-        place: Of the first batch, among those that no engine before took.
-    """
-
-    def __init__(
-        self,
-        settings: EnginePairs,
-        share: float,
-        batch_size: int,
-        pipeline: Step1XEditPipeline,
-        collate: EditCollate,
-        place: int,
-    ) -> None:
-        self.share, self.pipeline = share, pipeline
-        drawn = {name: getattr(settings, name) for name in StreamSettings.model_fields}
-        self._batches: Iterator[EditBatch] = batches(
-            TripletBatches(
-                DataSettings(num_workers=settings.num_workers, **drawn),
-                batch_size,
-                collate,
-                first_batch=self.taken(place),
-            )
-        )
-
-    def taken(self, place: int) -> int:
-        """How many of the first `place` batches are this engine's: spread evenly."""
-        return math.floor(place * self.share)
-
-    def __next__(self) -> FeatureBatch:
-        """Encode the next batch."""
-        drawn = next(self._batches)
-        encode = self.pipeline.encode_images
-        height, width = drawn.target.shape[1:3]
-        with torch.no_grad():
-            features = self.pipeline.instruction_encoder.encode(drawn.instructions)
-        return FeatureBatch(
-            names=tuple(f"record {key} of the data engine" for key in drawn.keys),
-            target=encode(_images(drawn.target)).cpu(),
-            reference=None if drawn.source is None else encode(_images(drawn.source)).cpu(),
-            grid=(height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
-            features=features.features.cpu(),
-            mask=features.mask.cpu(),
-            changed=drawn.changed,
-        )
-
-
-def _images(pictures: Tensor) -> list[Image.Image]:
-    return [Image.fromarray(picture.numpy()) for picture in pictures]
-
-
-def _engines(
-    data: PairData, pipeline: Step1XEditPipeline, collate: EditCollate, first_batch: int
-) -> list[_Engine]:
-    """The engines, each with its share of what those before it leave."""
-    engines: list[_Engine] = []
-    left, place = 1.0, first_batch
-    for dataset in data.datasets:
-        if not isinstance(dataset, EnginePairs):
-            continue
-        share = min(1.0, dataset.share / left)
-        own = replace(collate, text_to_image_share=float(dataset.text_to_image))
-        batch_size = dataset.batch_size or data.batch_size
-        engines.append(_Engine(dataset, share, batch_size, pipeline, own, place))
-        place -= engines[-1].taken(place)
-        left -= dataset.share
-    return engines

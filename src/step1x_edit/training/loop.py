@@ -4,7 +4,6 @@ A run lives in a folder: ``checkpoints`` and ``log.jsonl`` (a line per report). 
 saves and stops; the same command goes on.
 """
 
-import json
 import logging
 import math
 import signal
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from step1x_edit.errors import CheckpointError, Step1XEditError
 from step1x_edit.training.checkpoint import Checkpoints
 from step1x_edit.training.config import RunSettings
+from step1x_edit.training.log import StepReport, append, forget_after
 
 logger = logging.getLogger(__name__)
-
-LOG_NAME = "log.jsonl"
 
 Advance = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -120,7 +118,7 @@ class TrainingRun:
             CheckpointError: It is another run's, or all are damaged.
         """
         saved = self._read()
-        _forget_lines_after(self.folder / LOG_NAME, self.step)
+        forget_after(self.folder, self.step)
         if saved is None:
             return False
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -212,44 +210,6 @@ class Pace:
         return cls(settings.report_every, settings.save_every_s, settings.save_every)
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """Where a run is after a step.
-
-    Attributes:
-        step: Steps done.
-        num_steps: Steps in all.
-        samples: Samples seen.
-        loss: Mean since the last line of the log.
-        grad_norm: Before clipping.
-        lr: Learning rate of the next step.
-        samples_per_s: Since the last line.
-        seconds_left: At this process's mean speed.
-        is_line: Whether the log has it.
-    """
-
-    step: int
-    num_steps: int
-    samples: int
-    loss: float
-    grad_norm: float
-    lr: float
-    samples_per_s: float
-    seconds_left: float
-    is_line: bool
-
-    def line(self) -> dict[str, float]:
-        """As the log has it."""
-        return {
-            "step": self.step,
-            "samples": self.samples,
-            "loss": round(self.loss, 5),
-            "grad_norm": round(self.grad_norm, 3),
-            "lr": self.lr,
-            "samples_per_s": round(self.samples_per_s, 2),
-        }
-
-
 Watch = Callable[[StepReport], None]
 """Called after each step."""
 
@@ -302,7 +262,7 @@ def run_loop(
             run.update_ema()
             report = meter.after_step(value, norm, count)
             if report.is_line:
-                _append(run.folder / LOG_NAME, report.line())
+                append(run.folder, report.line())
                 logger.info("%s", report.line())
             if watch is not None:
                 watch(report)
@@ -396,32 +356,3 @@ class _StopSignal:
 
     def _request(self, number: int, _: object) -> None:
         self.received = signal.Signals(number)
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's log."""
-    path = folder / LOG_NAME
-    if not path.exists():
-        return []
-    # A kill may have cut the last line short.
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
-def _append(path: Path, line: dict[str, float]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:  # not worth the run
-        logger.warning("%s could not be written (%s)", path, error.strerror)
-
-
-def _forget_lines_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a kill has undone, and that are done again."""
-    kept = [line for line in read_log(path.parent) if line["step"] <= step]
-    text = "".join(f"{json.dumps(line)}\n" for line in kept)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        beside = path.with_name(f"{path.name}.new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from step1x_edit.files import write_text
 from step1x_edit.training.config import Sample
-from step1x_edit.training.loop import read_log
+from step1x_edit.training.log import read_log
 
 CURVE_NAME, CARD_NAME, PAGE_NAME = "loss.svg", "card.md", "samples.html"
 WIDTH_PX, HEIGHT_PX, MARGIN_PX = 720, 240, 44
@@ -50,7 +51,7 @@ class Card:
 def write_card(folder: Path, card: Card) -> Path:
     """Write ``card.md`` and ``loss.svg`` into a run's folder, and give the card's path back."""
     lines = read_log(folder)
-    _replace(folder / CURVE_NAME, loss_curve([(line["step"], line["loss"]) for line in lines]))
+    write_text(folder / CURVE_NAME, loss_curve([(line["step"], line["loss"]) for line in lines]))
     config = {name: value for name, value in card.config.items() if name != "data"}
     kind = "LoRA" if card.config["kind"] == "lora" else "Model"
     last = f"{lines[-1]['loss']:.4f}" if lines else "not logged"
@@ -79,7 +80,7 @@ data:
 {_indented(yaml.safe_dump(card.config["data"], sort_keys=False, allow_unicode=True))}
 ```
 """
-    return _replace(folder / CARD_NAME, text)
+    return write_text(folder / CARD_NAME, text)
 
 
 def loss_curve(points: Sequence[tuple[float, float]]) -> str:
@@ -134,7 +135,7 @@ def write_page(folder: Path, samples: Sequence[Sample]) -> Path:
         rows.append(f'<tr><th colspan="99">{html.escape(sample.prompt)}{source}<tr>{cells}')
     curve = loss_curve([(line["step"], line["loss"]) for line in lines])
     title = html.escape(folder.name)
-    return _replace(
+    return write_text(
         folder / PAGE_NAME,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style><h1>{title}</h1>{curve}<table>{''.join(rows)}</table></html>\n",
@@ -147,9 +148,3 @@ def _bullets(lines: Sequence[str]) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines())
-
-
-def _replace(path: Path, text: str) -> Path:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    return beside.replace(path)

@@ -30,11 +30,11 @@ from step1x_edit.training.checkpoint import alone
 from step1x_edit.training.config import FullRun, LoraRun, TuningRun
 from step1x_edit.training.feature_batch import FeatureBatch
 from step1x_edit.training.feature_batches import feature_batches
+from step1x_edit.training.log import StepReport
 from step1x_edit.training.loop import (
     Advance,
     Pace,
     Stage,
-    StepReport,
     TrainingRun,
     Watch,
     run_loop,

@@ -13,7 +13,8 @@ from typing_extensions import Self
 from step1x_edit import images
 from step1x_edit.request import EditRequest
 from step1x_edit.training.config import TuningRun
-from step1x_edit.training.loop import StepReport, TrainingRun
+from step1x_edit.training.log import StepReport
+from step1x_edit.training.loop import TrainingRun
 from step1x_edit.training.report import write_page
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from step1x_edit.datagen.records import UNDESCRIBED, Triplet
 from step1x_edit.datagen.refine import DROPS
 from step1x_edit.datagen.shards import new_folder, write
 from step1x_edit.errors import InvalidRequest
+from step1x_edit.files import write_text
 
 MOST_ENLARGED = 1.5
 LEAST_CROP = 0.75
@@ -235,6 +236,4 @@ def _manifest(run: Run, parts: Parts) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")

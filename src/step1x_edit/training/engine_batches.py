@@ -1,0 +1,97 @@
+"""Batches of examples straight from the data engine, which are new each time.
+
+Autoencoder and language model run while training, by the pipeline's own functions. Called by
+`feature_batches`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from step1x_edit.datagen.config import StreamSettings
+from step1x_edit.model.latents import PIXELS_PER_TOKEN
+from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.training.config import DataSettings
+from step1x_edit.training.data_config import EnginePairs, PairData
+from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches
+from step1x_edit.training.feature_batch import FeatureBatch
+
+
+class EngineBatches(Iterator[FeatureBatch]):
+    """Batches of one data engine, encoded as they come.
+
+    Args:
+        settings: What to draw.
+        share: Of the batches that no engine before took.
+        batch_size: Examples of a batch.
+        pipeline: Its networks are run.
+        collate: Makes the sentences, in the worker.
+        place: Of the first batch, among those that no engine before took.
+    """
+
+    def __init__(
+        self,
+        settings: EnginePairs,
+        share: float,
+        batch_size: int,
+        pipeline: Step1XEditPipeline,
+        collate: EditCollate,
+        place: int,
+    ) -> None:
+        self.share, self.pipeline = share, pipeline
+        drawn = {name: getattr(settings, name) for name in StreamSettings.model_fields}
+        self._batches: Iterator[EditBatch] = batches(
+            TripletBatches(
+                DataSettings(num_workers=settings.num_workers, **drawn),
+                batch_size,
+                collate,
+                first_batch=self.taken(place),
+            )
+        )
+
+    def taken(self, place: int) -> int:
+        """How many of the first `place` batches are this engine's: spread evenly."""
+        return math.floor(place * self.share)
+
+    def __next__(self) -> FeatureBatch:
+        """Encode the next batch."""
+        drawn = next(self._batches)
+        encode = self.pipeline.encode_images
+        height, width = drawn.target.shape[1:3]
+        with torch.no_grad():
+            features = self.pipeline.instruction_encoder.encode(drawn.instructions)
+        return FeatureBatch(
+            names=tuple(f"record {key} of the data engine" for key in drawn.keys),
+            target=encode(_images(drawn.target)).cpu(),
+            reference=None if drawn.source is None else encode(_images(drawn.source)).cpu(),
+            grid=(height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
+            features=features.features.cpu(),
+            mask=features.mask.cpu(),
+            changed=drawn.changed,
+        )
+
+
+def _images(pictures: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(picture.numpy()) for picture in pictures]
+
+
+def engines_of(
+    data: PairData, pipeline: Step1XEditPipeline, collate: EditCollate, first_batch: int
+) -> list[EngineBatches]:
+    """The engines, each with its share of what those before it leave."""
+    engines: list[EngineBatches] = []
+    left, place = 1.0, first_batch
+    for dataset in data.datasets:
+        if not isinstance(dataset, EnginePairs):
+            continue
+        share = min(1.0, dataset.share / left)
+        own = replace(collate, text_to_image_share=float(dataset.text_to_image))
+        batch_size = dataset.batch_size or data.batch_size
+        engines.append(EngineBatches(dataset, share, batch_size, pipeline, own, place))
+        place -= engines[-1].taken(place)
+        left -= dataset.share
+    return engines
