@@ -10,6 +10,7 @@ from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.pipeline import make_triplet
 from step1x_edit.datagen.variety import PLAIN
 from step1x_edit.editor import Editor
+from step1x_edit.errors import InvalidRequest
 
 
 def editor_that_answers(pick):
@@ -61,6 +62,37 @@ def test_the_table_has_a_row_for_each_category():
     editor.pipeline.category = "removal"
     table = minibench.markdown(minibench.run(editor, 1, ["removal"]))
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["removal"]
+
+
+def test_several_categories_have_their_means_below():
+    rows = [
+        minibench.CategoryScore(name, 2, gain, gain, share, outside, 30.0, 0.5, 1.0)
+        for name, gain, share, outside in (("tone", 0.2, 0.0, float("nan")), ("colour", 0.6, 1, 20))
+    ]
+    last = minibench.markdown(rows).splitlines()[-1]
+    cells = [cell.strip() for cell in last.split("|")[1:-1]]
+    assert cells[:6] == ["mean", "4", "0.40", "0.40", "50%", "20.0 dB"]
+
+
+def test_items_from_another_number_on_are_other_items():
+    seeds = []
+
+    def pick(triplet):
+        seeds.append(triplet.seed - minibench.FIRST_SEED)
+        return triplet.source
+
+    editor = editor_that_answers(pick)
+    editor.pipeline.category = "removal"
+    minibench.run(editor, 3, ["removal"], first=5)
+    assert seeds == [5, 6, 7]
+
+
+def test_categories_by_name():
+    assert minibench.chosen_categories(()) == minibench.CATEGORIES
+    assert minibench.chosen_categories(["style", "tone", "style"]) == ("style", "tone")
+    assert len(minibench.chosen_categories(["tone", "all"])) == 11
+    with pytest.raises(InvalidRequest, match="category 'colr' is not there: give one of tone, "):
+        minibench.chosen_categories(["colr"])
 
 
 def test_an_edit_of_the_whole_picture_has_no_outside():

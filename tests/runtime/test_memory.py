@@ -16,8 +16,8 @@ from step1x_edit.apps.fitting import BESIDE, choose
 from step1x_edit.checkpoints.catalog import CATALOG
 from step1x_edit.checkpoints.resolve import look
 from step1x_edit.errors import InvalidRequest, OutOfMemory
+from step1x_edit.model.inputs import Row
 from step1x_edit.model.latents import draw_noise
-from step1x_edit.model.pipeline import Row
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime import memory, shortage
 from step1x_edit.runtime.blueprint import blueprint

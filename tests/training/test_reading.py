@@ -2,17 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS
-from step1x_edit.training.alignment import COLOUR_LABELS, OBJECT_LABELS
-from step1x_edit.training.config import ReadingRun
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.operators.base import Clause, Edit
+from step1x_edit.datagen.scene import Scene
+from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, plural
+from step1x_edit.training.config import DataSettings, ReadingRun
 from step1x_edit.training.mini import build_mini_processor, train_tokenizer
 from step1x_edit.training.reading import (
-    PHRASING_LABELS,
     ReadingTraining,
     SentenceBatches,
     sample_sentence,
     train,
 )
+from step1x_edit.training.slots import NUM_CLASSES, SLOTS, labels_of
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +34,49 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_sentence_says_what_its_labels_say(language):
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        sentence, (phrasing, named, colour, *_) = sample_sentence(rng, language)
+    rng, atlas, data = np.random.default_rng(0), Atlas(), DataSettings()
+    slots = ("kind", *SLOTS)
+    read = dict.fromkeys(slots, 0)
+    for _ in range(600):
+        sentence, labels = sample_sentence(rng, data, atlas, language)
         assert "{" not in sentence
-        assert phrasing in PHRASING_LABELS.values()
-        for label, labels, table in (
-            (named, OBJECT_LABELS, OBJECTS),
-            (colour, COLOUR_LABELS, COLOURS),
-        ):
-            name = next(name for name, number in labels.items() if number == label)
-            if name is not None:
-                assert (table[name].zh if language == "zh" else name) in sentence
+        assert all(0 <= label < count for label, count in zip(labels, NUM_CLASSES, strict=True))
+        for slot, label in zip(slots, labels, strict=False):
+            read[slot] += label > 0
+        first = dict(zip(slots, labels, strict=False))
+        for slot in ("object", "new_object"):
+            if first[slot]:
+                name = list(OBJECTS)[first[slot] - 1]
+                said = (OBJECTS[name].zh,) if language == "zh" else (name, plural(name))
+                assert any(word in sentence for word in said)
+    assert all(read.values())
+
+
+def test_labels_of_a_compound_instruction():
+    scene = Scene(np.zeros((8, 8, 3), np.float32), None, ())
+    added = {"a_object": "a red cat", "where": "on the left and in the middle"}
+    edit = Edit(
+        scene, scene, "addition", {"en": added},
+        second=Clause("colour", {"en": {"object": "bigger dog on the right", "colour": "blue"}}),
+    )  # fmt: skip
+    sentence = (
+        "add a red cat on the left and in the middle, then make the bigger dog on the right blue"
+    )
+    labels = labels_of(edit, sentence, "en")
+    slots = ("kind", *SLOTS)
+    first = dict(zip(slots, labels[: len(slots)], strict=True))
+    second = dict(zip(slots, labels[len(slots) :], strict=True))
+    cat, dog, red, blue = (
+        1 + list(table).index(name)
+        for table, name in ((OBJECTS, "cat"), (OBJECTS, "dog"), (COLOURS, "red"), (COLOURS, "blue"))
+    )
+    assert (first["object"], first["colour"], first["where"]) == (cat, red, 0b011)
+    assert (second["object"], second["colour"], second["where"]) == (dog, blue, 0)
+    assert second["described"] > 0
+    assert first["described"] == 0
+    unsaid = labels_of(edit, "add something", "en")
+    assert unsaid[0] == first["kind"]
+    assert not any(unsaid[1 : len(slots)])
 
 
 def test_the_same_batch_number_gives_the_same_sentences(run):

@@ -233,21 +233,31 @@ def bench_mini(
     model: Model = DEFAULT_MODEL,
     quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
+    category: Annotated[
+        list[str] | None,
+        typer.Option("--category", help="one to measure, or all; again for more; default: five"),
+    ] = None,
+    first: Annotated[
+        int, typer.Option("--first", min=0, help="number of the first item: others are other ones")
+    ] = 0,
     *,
     settings: dict[str, Any],
     runtime: RuntimeConfig,
 ) -> None:
     """Edit held-out pictures whose right answers are known, and print how near it came."""
     request = options.build(EditRequest, {"prompt": "only to check the settings", **settings})
-    editor = _load(model, runtime, quiet=quiet)
     from dataclasses import asdict
 
     from step1x_edit.benchmark import minibench
 
+    categories = minibench.chosen_categories(category or ())
+    editor = _load(model, runtime, quiet=quiet)
     with working("measuring", quiet=quiet, steps=True) as bar:
         scores = minibench.run(
             editor,
             items,
+            categories,
+            first=first,
             out=out,
             on_item=bar,
             num_inference_steps=request.num_steps,

@@ -8,7 +8,7 @@ result is compared with what the autoencoder alone makes of the source. Called b
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from PIL import Image, ImageDraw
 
 from step1x_edit import images
 from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet
 from step1x_edit.datagen.records import Triplet
 from step1x_edit.datagen.variety import PLAIN, Variety
 from step1x_edit.editor import Editor
+from step1x_edit.errors import InvalidRequest
 
 CATEGORIES = ("tone", "colour", "removal", "background", "addition")
 """What version 0 of the mini model was trained on."""
@@ -69,11 +71,28 @@ class CategoryScore:
     kept_with_mask: float
 
 
+def chosen_categories(names: Sequence[str]) -> tuple[str, ...]:
+    """The categories of a benchmark by name; "all" are those of the data engine.
+
+    Raises:
+        InvalidRequest: There is none of that name.
+    """
+    for name in names:
+        if name != "all" and name not in OPERATORS:
+            raise InvalidRequest(
+                f"category {name!r} is not there: give one of {', '.join(OPERATORS)}, or all"
+            )
+    if "all" in names:
+        return tuple(OPERATORS)
+    return tuple(dict.fromkeys(names)) or CATEGORIES
+
+
 def run(
     editor: Editor,
     num_items: int = 60,
     categories: Sequence[str] = CATEGORIES,
     *,
+    first: int = 0,
     size: tuple[int, int] = (128, 128),
     variety: Variety = PLAIN,
     out: Path | None = None,
@@ -86,6 +105,7 @@ def run(
         editor: The model.
         num_items: Items of each category.
         categories: Keys of `operators.OPERATORS`.
+        first: Number of the first item: other ones than those that a model was tuned on.
         size: Width and height of the items in pixels.
         variety: What the items may ask for beyond one plain edit.
         out: Where to write ``scores.json`` and a contact sheet per category; None writes nothing.
@@ -94,10 +114,11 @@ def run(
     """
     atlas = Atlas()
     scores: list[ItemScore] = []
+    end = FIRST_SEED + first + num_items
     for category in categories:
         rows = []
-        for start in range(0, num_items, BATCH):
-            seeds = range(FIRST_SEED + start, FIRST_SEED + min(start + BATCH, num_items))
+        for start in range(FIRST_SEED + first, end, BATCH):
+            seeds = range(start, min(start + BATCH, end))
             triplets = [make_triplet(seed, category, atlas, *size, variety) for seed in seeds]
             for row in measure(editor, triplets, **settings):
                 rows.append(row)
@@ -220,7 +241,7 @@ def mean_score(category: str, scores: Sequence[ItemScore]) -> CategoryScore:
 
 
 def markdown(scores: Sequence[CategoryScore]) -> str:
-    """The table as Markdown."""
+    """The table as Markdown, with the means of several categories below."""
     head = (
         "| category | items | gain | median gain | success | PSNR outside | of the autoencoder "
         "| kept | kept, mask given |",
@@ -230,9 +251,22 @@ def markdown(scores: Sequence[CategoryScore]) -> str:
         f"| {s.category} | {s.items} | {s.gain:.2f} | {s.median_gain:.2f} | {s.success:.0%} "
         f"| {_cell(s.psnr_outside, '.1f', ' dB')} | {_cell(s.psnr_outside_vae, '.1f', ' dB')} "
         f"| {_cell(s.kept, '.1%')} | {_cell(s.kept_with_mask, '.1%')} |"
-        for s in scores
+        for s in (*scores, *([_mean(scores)] if len(scores) > 1 else []))
     )
     return "\n".join((*head, *rows))
+
+
+def _mean(scores: Sequence[CategoryScore]) -> CategoryScore:
+    """Each category counts the same; those without an outside are left out there."""
+
+    def mean(name: str) -> float:
+        values = np.asarray([getattr(score, name) for score in scores])
+        known = values[~np.isnan(values)]
+        return float(known.mean()) if len(known) else float("nan")
+
+    names = (field.name for field in fields(CategoryScore) if field.type is float)
+    items = sum(score.items for score in scores)
+    return CategoryScore("mean", items, **{name: mean(name) for name in names})
 
 
 def _cell(value: float, form: str, unit: str = "") -> str:

@@ -57,9 +57,7 @@ def make_triplet(
     """
     context = Context(np.random.default_rng([seed, width, height]), atlas, variety)
     while True:
-        edit = _draw(context, category, width, height)
-        if edit is None:
-            continue
+        edit = draw_edit(context, category, width, height)
         source, target = render(edit.before, atlas), render(edit.after, atlas)
         source = _to_bytes(edit.spoil(source) if edit.spoil else source)
         target = _to_bytes(edit.finish(target) if edit.finish else target)
@@ -71,15 +69,17 @@ def make_triplet(
             break
     captions = captions_of(edit.after) if edit.is_local else {}
     return Triplet(
-        category, source, target, mask, _instructions(context, edit), captions, edit, seed
+        category, source, target, mask, instructions_of(context, edit), captions, edit, seed
     )
 
 
-def _draw(context: Context, category: str, width: int, height: int) -> Edit | None:
-    """An edit of the category: alone, with a second one after it, or an empty request instead."""
-    edit = OPERATORS[category].first(context, width, height)
-    if edit is None:
-        return None
+def draw_edit(context: Context, category: str, width: int, height: int) -> Edit:
+    """An edit of the category: alone, with a second one after it, or an empty request instead.
+
+    Nothing is rendered yet.
+    """
+    while (edit := OPERATORS[category].first(context, width, height)) is None:
+        pass
     if category in MAY_BE_EMPTY and context.happens(context.variety.unchanged):
         return nothing(context, edit.before)
     if edit.is_local and category != "style" and context.happens(context.variety.compound):
@@ -89,7 +89,7 @@ def _draw(context: Context, category: str, width: int, height: int) -> Edit | No
     return edit
 
 
-def _instructions(context: Context, edit: Edit) -> dict[str, str]:
+def instructions_of(context: Context, edit: Edit) -> dict[str, str]:
     """Language → instruction; the halves of a compound one are short."""
     tier = context.variety.wordings
     if edit.second is None:

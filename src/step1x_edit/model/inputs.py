@@ -1,10 +1,25 @@
 """The arguments of a pipeline call, brought into one form: one of each per input."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from step1x_edit.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to make."""
+
+    image: Image.Image | None
+    prompt: str
+    negative_prompt: str
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    noise: Float[Tensor, "1 tokens channels"]
 
 
 def one_guidance(

@@ -31,7 +31,7 @@ from step1x_edit.model.guidance import (
     prepare_ids,
     schedule,
 )
-from step1x_edit.model.inputs import broadcast, check_drawing, one_guidance, one_negative
+from step1x_edit.model.inputs import Row, broadcast, check_drawing, one_guidance, one_negative
 from step1x_edit.model.instruction import (
     RELEASE_V1,
     InstructionConfig,
@@ -71,18 +71,6 @@ class Step1XEditOutput(BaseOutput):
     """PIL pictures, or an array or tensor, as `output_type` says."""
     references: Any = None
     """Each input as the autoencoder renders it, where it was asked for."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One picture to make."""
-
-    image: Image.Image | None
-    prompt: str
-    negative_prompt: str
-    size: tuple[int, int]
-    """Width and height in pixels."""
-    noise: Float[Tensor, "1 tokens channels"]
 
 
 class Step1XEditPipeline(DiffusionPipeline, Step1XEditLoraLoaderMixin):

@@ -102,6 +102,8 @@ def load_pipeline(
         )
     if device.type != "cpu" and runtime.offload in ("none", "block"):
         park_head(pipeline.text_encoder)
+    if device.type == "cpu":  # the steps need not come on top of what the words have left
+        pipeline.text_encoder.model.register_forward_hook(lambda *_: give_back())
     give_back()
     return Loaded(pipeline, streams)
 

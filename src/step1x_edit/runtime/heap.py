@@ -1,7 +1,8 @@
 """Freed memory that the C library would keep.
 
 glibc takes tensors of up to 32 MB from heaps, one for each thread, and keeps what is freed between
-others. Called by `apply` after loading and by `disk` after each block.
+others. Called by `apply` after loading and after the language model has run, and by `disk` after
+each block.
 """
 
 import ctypes

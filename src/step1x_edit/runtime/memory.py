@@ -25,9 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.images import fit_size
 from step1x_edit.model.guidance import is_guided
+from step1x_edit.model.inputs import Row
 from step1x_edit.model.instruction import InstructionConfig, InstructionTokens, encode_tokens
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, draw_noise
-from step1x_edit.model.pipeline import Row, Step1XEditPipeline
+from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime.apply import OFFLOADS

@@ -72,6 +72,9 @@ class ReadingRun(RunSettings):
 
     kind: Literal["reading"]
     processor: Path = Field(description="folder of the tokenizer and picture preprocessing")
+    data: DataSettings = Field(
+        default=DataSettings(), description="of which the sentences are read, and no picture drawn"
+    )
     start: Path | None = Field(None, description="model folder whose weights the run begins with")
     batch_size: int = Field(default=128, gt=0)
     num_steps: int = Field(default=1500, gt=0)

@@ -20,69 +20,37 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 
-from step1x_edit.datagen.backgrounds import NAMED
-from step1x_edit.datagen.captions import wordings
-from step1x_edit.datagen.operators.tone import TONES
-from step1x_edit.datagen.scene import article
-from step1x_edit.datagen.vocabulary import COLOURS, OBJECTS, POSITIONS, where
+from step1x_edit.datagen.atlas import Atlas
+from step1x_edit.datagen.operators import Context
+from step1x_edit.datagen.pipeline import draw_edit, instructions_of, sample_category
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.instruction import (
     InstructionEncoder,
     InstructionTokenizer,
     InstructionTokens,
 )
 from step1x_edit.model.processor import PictureProcessor
-from step1x_edit.training.alignment import BACKGROUND_LABELS, COLOUR_LABELS, OBJECT_LABELS, numbered
-from step1x_edit.training.config import ReadingRun
+from step1x_edit.training.config import DataSettings, ReadingRun
 from step1x_edit.training.dataset import in_worker
 from step1x_edit.training.loop import Pace, TrainingRun, Watch, run_loop
 from step1x_edit.training.mini import INSTRUCTION
+from step1x_edit.training.slots import NUM_CLASSES, labels_of
 from step1x_edit.training.trainer import begin_networks
 
 logger = logging.getLogger(__name__)
 
-OTHER_KINDS = ("addition", "removal", "colour", "background")
-PHRASING_LABELS = numbered((*OTHER_KINDS, *TONES))
-POSITION_LABELS = numbered(POSITIONS)
-NUM_CLASSES = tuple(
-    map(len, (PHRASING_LABELS, OBJECT_LABELS, COLOUR_LABELS, POSITION_LABELS, BACKGROUND_LABELS))
-)
-TONE_SHARE = 0.3
-"""Of the sentences."""
-COLOURED_SHARE = 0.3
-"""Of added objects; see `operators.addition`."""
+DRAWN_PX = 32
+"""Side of the scenes that the sentences are about, which nobody sees."""
 
 
-def sample_sentence(rng: np.random.Generator, language: str) -> tuple[str, list[int]]:
-    """A random instruction and the labels of phrasing, object, colour, position and background."""
-    kind = str(rng.choice(list(TONES) if rng.random() < TONE_SHARE else OTHER_KINDS))
-    zh = language == "zh"
-    wording = str(rng.choice(wordings(kind, language, "plain")))
-    name, colour, position, background = (
-        str(rng.choice(list(table))) for table in (OBJECTS, COLOURS, POSITIONS, NAMED)
-    )
-    added = kind == "addition"
-    coloured = "{colour}" in wording or (added and rng.random() < COLOURED_SHARE)
-    if zh:
-        noun = (f"{COLOURS[colour].zh}的" if added and coloured else "") + OBJECTS[name].zh
-        words = {
-            "object": noun, "colour": COLOURS[colour].zh,
-            "where": POSITIONS[position][0], "background": NAMED[background].zh,
-        }  # fmt: skip
-    else:
-        noun = f"{colour} {name}" if added and coloured else name
-        words = {
-            "object": noun, "a_object": f"{article(noun)} {noun}", "colour": colour,
-            "where": where(position),
-            "background": background,
-        }  # fmt: skip
-    sentence = wording.format(**words)
-    return sentence, [
-        PHRASING_LABELS[kind],
-        OBJECT_LABELS[name] if "object}" in wording else 0,
-        COLOUR_LABELS[colour] if coloured else 0,
-        POSITION_LABELS[position] if "{where}" in wording else 0,
-        BACKGROUND_LABELS[background] if "{background}" in wording else 0,
-    ]
+def sample_sentence(
+    rng: np.random.Generator, data: DataSettings, atlas: Atlas, language: str
+) -> tuple[str, list[int]]:
+    """A random instruction of the data engine, and its labels (see `slots`)."""
+    context = Context(rng, atlas, data.variety)
+    edit = draw_edit(context, sample_category(rng, data.shares), DRAWN_PX, DRAWN_PX)
+    sentence = instructions_of(context, edit)[language]
+    return sentence, labels_of(edit, sentence, language)
 
 
 @dataclass(frozen=True)
@@ -90,8 +58,8 @@ class SentenceBatch:
     """What one step reads."""
 
     tokens: InstructionTokens
-    labels: Int[Tensor, "batch 5"]
-    """See `sample_sentence`."""
+    labels: Int[Tensor, "batch slots"]
+    """See `slots`."""
 
 
 class SentenceBatches(IterableDataset[Any]):
@@ -99,20 +67,27 @@ class SentenceBatches(IterableDataset[Any]):
 
     def __init__(self, run: ReadingRun, tokenize: InstructionTokenizer, first_batch: int) -> None:
         self.run, self.tokenize, self.number = run, tokenize, first_batch
+        self.atlas = Atlas()
 
     def __iter__(self) -> Iterator[SentenceBatch]:
         """Yield batches for ever; batch number n is a function of (seed, n)."""
         while True:
             rng = np.random.default_rng([self.run.seed, self.number])
-            chosen = [
-                "zh" if rng.random() < self.run.zh_share else "en"
-                for _ in range(self.run.batch_size)
-            ]
-            sentences, labels = zip(*(sample_sentence(rng, c) for c in chosen), strict=True)
-            yield SentenceBatch(
-                self.tokenize([None] * len(chosen), sentences), torch.tensor(labels)
-            )
+            rows = [self._sentence(rng) for _ in range(self.run.batch_size)]
+            tokens = self.tokenize([None] * len(rows), [sentence for sentence, _ in rows])
+            yield SentenceBatch(tokens, torch.tensor([labels for _, labels in rows]))
             self.number += 1
+
+    def _sentence(self, rng: np.random.Generator) -> tuple[str, list[int]]:
+        """One for which the model has room: of some compound ones it has not."""
+        while True:
+            language = "zh" if rng.random() < self.run.zh_share else "en"
+            sentence, labels = sample_sentence(rng, self.run.data, self.atlas, language)
+            try:
+                self.tokenize([None], [sentence])
+            except InvalidRequest:
+                continue
+            return sentence, labels
 
 
 class ReadingTraining:
