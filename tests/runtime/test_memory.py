@@ -112,10 +112,10 @@ def test_streamed_blocks_are_those_of_a_real_run(tiny_model, on_gpu):
 
 def test_what_waits_elsewhere_takes_less(on_gpu):
     for weights in ("auto", "int4"):
-        ways = {each: on_gpu[weights, each, False].peak for each in memory.OFFLOADS}
+        ways = {each: on_gpu[weights, each, False].peak for each in memory.OFFLOADS["cuda"]}
         # Which of them least depends on the sizes: here most of it is no block.
         assert max(ways["model"], ways["block"], ways["disk"]) < ways["none"]
-    for offload in memory.OFFLOADS:
+    for offload in memory.OFFLOADS["cuda"]:
         plain, cached = (on_gpu["auto", offload, on].stages for on in (False, True))
         tokens = 2 * (SIZE // 16) ** 2
         assert cached["steps"] - plain["steps"] == memory.NUM_CACHED * 2 * tokens * 32 * 4
@@ -124,7 +124,7 @@ def test_what_waits_elsewhere_takes_less(on_gpu):
 
 def test_a_cpu_has_no_memory_beside_main_memory(tiny_model):
     found = foretell(tiny_model, "cpu", weights=["auto"], guidance=-1.0)
-    assert {offload for _, offload, _ in found} == {"none", "disk"}
+    assert {offload for _, offload, _ in found} == {"none", "block", "disk"}
     guided = foretell(tiny_model, "cpu", weights=["auto"])
     one, two = (each["auto", "none", False].stages["steps"] for each in (found, guided))
     assert one < two
@@ -268,7 +268,6 @@ def test_a_real_shortage_is_one_line(tiny_model, tmp_path):
 
 @pytest.mark.slow
 def test_foretold_and_measured_are_close():
-    """The goal of a tenth is that of `perf/memory.py`; fp8 lies at its edge."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--only", "check", "--size-level", "64"],
         capture_output=True, text=True, check=False,
@@ -277,4 +276,4 @@ def test_foretold_and_measured_are_close():
     ratios = {(row[1].strip(), row[2].strip()): float(row[5]) for row in rows}
     settings = {("auto", "none"), ("fp8", "none"), ("auto", "block"), ("auto", "disk")}
     assert set(ratios) == settings, done.stderr
-    assert all(0.85 <= ratio <= 1.1 for ratio in ratios.values()), ratios
+    assert all(0.9 <= ratio <= 1.1 for ratio in ratios.values()), ratios

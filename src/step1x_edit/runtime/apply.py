@@ -22,7 +22,7 @@ from step1x_edit.model.instruction_config import InstructionConfig
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import RuntimeConfig
 from step1x_edit.runtime.disk import BlockStream, StreamTimes
-from step1x_edit.runtime.heap import give_back
+from step1x_edit.runtime.heap import give_back, keep_nothing_large
 from step1x_edit.runtime.load import NetworkLoader, open_text_encoder, open_transformer
 from step1x_edit.runtime.offload import offload_to_memory, park_head
 from step1x_edit.runtime.precision import FILE_DTYPES
@@ -80,6 +80,7 @@ def load_pipeline(
         torch.set_num_threads(runtime.threads)
     device = choose_device(runtime.device)
     dtype = choose_dtype(runtime.dtype, device)
+    keep_nothing_large()
 
     # 2. The networks, in the precision that they keep, or left in their files.
     places = {name: files.components[name] for name in ("text_encoder", "transformer")}
@@ -102,8 +103,6 @@ def load_pipeline(
         )
     if device.type != "cpu" and runtime.offload in ("none", "block"):
         park_head(pipeline.text_encoder)
-    if device.type == "cpu":  # the steps need not come on top of what the words have left
-        pipeline.text_encoder.model.register_forward_hook(lambda *_: give_back())
     give_back()
     return Loaded(pipeline, streams)
 
