@@ -1,6 +1,7 @@
 """``step1x train``: begin a training run, or go on with it."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +44,31 @@ def train(
     """Train as CONFIG says; the same command goes on where it was stopped or killed.
 
     Ctrl-C and SIGTERM save before they stop (exit code 130, 143). An official TOML trains a LoRA by
-    the released recipe; it needs --output.
+    the released recipe; it needs --output. On several processes: torchrun --nproc-per-node N
+    $(which step1x) train CONFIG.
     """
+    with _together() as is_first:
+        return _train(config, model, output, steps, quiet=quiet or not is_first)
+
+
+@contextmanager
+def _together() -> Iterator[bool]:
+    """Belong to the run that torchrun has started this process for; is it the first process?
+
+    By itself it does not import torch before the run has been found good.
+    """
+    if "RANK" not in os.environ:
+        yield True
+        return
+    from step1x_edit.training import ranks
+
+    with ranks.joined():
+        yield ranks.is_first()
+
+
+def _train(
+    config: Path, model: str | None, output: Path | None, steps: int | None, *, quiet: bool
+) -> int:
     run = _read(config, model, output, steps)
     _look_at_model(run, quiet=quiet)
     quieten()
