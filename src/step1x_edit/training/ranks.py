@@ -149,17 +149,14 @@ def by_first(action: Callable[[], Value]) -> Value:
     return outcome[0]
 
 
-def refuse_several(kind: str) -> None:
-    """Refuse a kind of run that is made for one process.
+def refuse_several(what: str, instead: str) -> None:
+    """Refuse what is made for one process.
 
     Raises:
         InvalidRequest: There are several.
     """
     if world_size() > 1:
-        raise InvalidRequest(
-            f"a run of kind {kind} trains in one process, not {world_size()}: start it without "
-            "torchrun"
-        )
+        raise InvalidRequest(f"{what} in one process, not {world_size()}: {instead}")
 
 
 def spread(transformer: nn.Module, device: torch.device) -> None:

@@ -28,7 +28,7 @@ def train(config: AnyRun, stage: Stage, watch: Watch | None = None) -> signal.Si
         from step1x_edit.training import tuning
 
         return tuning.train(config, stage=stage, watch=watch)
-    ranks.refuse_several(config.kind)
+    ranks.refuse_several(f"a run of kind {config.kind} trains", "start it without torchrun")
     with alone(config.folder):
         return _train_mini(config, watch)
 

@@ -208,6 +208,8 @@ def train(
         Step1XEditError: The loss is not finite, or the disk is full.
     """
     # 1. What can be refused, before anything is loaded.
+    if config.optimizer == "adamw8bit":  # its blocks of 256 numbers do not end where parts do
+        ranks.refuse_several("adamw8bit works", "give adamw")
     check_optimizer(config.optimizer)
     requests = Samples.requests(config)
     with stage("looking at the data") as advance:
