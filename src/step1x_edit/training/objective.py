@@ -30,7 +30,7 @@ def sample_times(
 
 
 def draw_examples(
-    shape: tuple[int, int, int], shift: tuple[float, float], generators: Sequence[torch.Generator]
+    shape: torch.Size, shift: tuple[float, float], generators: Sequence[torch.Generator]
 ) -> tuple[Float[Tensor, "batch tokens channels"], Float[Tensor, " batch"]]:
     """Noise and times of a batch, each example's from its own source of chance.
 
