@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from .test_train import STARTS_WITHIN_S, newest, wait_for_step
 TORCHRUN = Path(sys.executable).parent / "torchrun"
 
 
-def start(config, count):
+def start(config, count, **options):
     command = [TORCHRUN, "--standalone", "--nproc-per-node", count, STEP1X, "train", config.name]
     return subprocess.Popen(
         [str(word) for word in command], cwd=config.parent, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **options,
     )  # fmt: skip
 
 
@@ -159,5 +161,16 @@ def test_four_processes_stop_when_asked_and_two_go_on(tiny_model, tmp_path, whol
 def test_what_is_wrong_is_said_once(tiny_model, tmp_path):
     config = write_run(tmp_path / "run", tiny_model, layers="no_such_layer")
     assert "fits no layer" in one_clear_line(start(config, 2))
+    config.write_text(config.read_text().replace("no_such_layer", "double_blocks.*"))
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    process = start(config, 2, preexec_fn=little_room)
+    _, err = process.communicate(timeout=STARTS_WITHIN_S)
+    said = [line for line in err.splitlines() if line.startswith("step1x: ")]
+    assert ["note" in line for line in said] == [True] * 8 + [False], err
+    assert "no checkpoint of step 1 could be written (File too large)" in said[0]
+    assert "free some room and give the same command again" in said[-1]
     config.write_text(config.read_text() + "rnak: 4\n")
     assert "'rnak' is unknown" in one_clear_line(start(config, 2))

@@ -47,30 +47,22 @@ def train(
     the released recipe; it needs --output. On several processes: torchrun --nproc-per-node N
     $(which step1x) train CONFIG.
     """
-    with _together() as is_first:
-        return _train(config, model, output, steps, quiet=quiet or not is_first)
-
-
-@contextmanager
-def _together() -> Iterator[bool]:
-    """Belong to the run that torchrun has started this process for; is it the first process?
-
-    By itself it does not import torch before the run has been found good.
-    """
-    if "RANK" not in os.environ:
-        yield True
-        return
+    if "RANK" not in os.environ:  # of torchrun; without it a refusal need not import torch
+        run = _read(config, model, output, steps)
+        _look_at_model(run, quiet=quiet)
+        return _train(run, quiet=quiet)
     from step1x_edit.training import ranks
 
     with ranks.joined():
-        yield ranks.is_first()
+        if not ranks.is_first():
+            quiet = True
+            logging.getLogger("step1x_edit").addHandler(logging.NullHandler())
+        run = _read(config, model, output, steps)
+        ranks.by_first(lambda: _look_at_model(run, quiet=quiet))
+        return _train(run, quiet=quiet)
 
 
-def _train(
-    config: Path, model: str | None, output: Path | None, steps: int | None, *, quiet: bool
-) -> int:
-    run = _read(config, model, output, steps)
-    _look_at_model(run, quiet=quiet)
+def _train(run: "AnyRun", *, quiet: bool) -> int:
     quieten()
     from step1x_edit.training.run import train as train_run
 
