@@ -171,7 +171,8 @@ def spread(transformer: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (world_size(),))
     for _, block in list(blocks(transformer)):
         fully_shard(block, mesh=mesh)
-    fully_shard(transformer, mesh=mesh)
+    # By default what is around the blocks would stay whole after a sample, and parts not fit it.
+    fully_shard(transformer, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
