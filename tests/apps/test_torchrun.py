@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,18 @@ def test_four_processes_stop_when_asked_and_two_go_on(tiny_model, tmp_path, whol
     chosen = RuntimeConfig.checked(lora=[str(folder / "lora_comfyui.safetensors")])
     request = EditRequest(image=tmp_path / "pairs" / "0.source.png", prompt=CAPTION, seed=0)
     assert Editor.load(str(tiny_model), chosen).edit(request).provenance.lora
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_before_the_first_step_ends_the_run_in_one_line(
+    tiny_model, tmp_path
+):
+    process = start(write_run(tmp_path / "run", tiny_model), 2)
+    until = time.monotonic() + STARTS_WITHIN_S
+    while not (tmp_path / "run" / ".lock").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    assert re.search("another process.* end.*: the same command goes on", one_clear_line(process))
 
 
 @pytest.mark.slow

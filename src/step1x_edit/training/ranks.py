@@ -55,10 +55,11 @@ def joined() -> Iterator[None]:
         world_size=count,
         timeout=TIMEOUT,
     )
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        # The launcher tells those that are left to end; that is what they do.
+        # The launcher tells those that are left to end, which is what they do.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _speaks_first(store):
             raise SystemExit(FAILED) from error
@@ -68,7 +69,16 @@ def joined() -> Iterator[None]:
                 "checkpoint"
             ) from error
         raise
+    signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
+
+
+def _end(*_: object) -> None:
+    """What SIGTERM does while there is nothing to save."""
+    raise Step1XEditError(
+        "ended by the launcher, which was told to or has seen another process end: the same "
+        "command goes on"
+    )
 
 
 def _speaks_first(store: dist.Store) -> bool:

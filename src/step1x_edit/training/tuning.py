@@ -70,11 +70,11 @@ class Tuning:
             frozen.requires_grad_(False)
         if isinstance(config, LoraRun):
             lora.put_on(self.transformer, config)
+            ranks.spread(self.transformer, self.device)
         else:
             _make_trainable(self.transformer, config)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        ranks.spread(self.transformer, self.device)
         self.trained = nn.ModuleDict({"transformer": self.transformer})
 
     def loss_of(self, batch: FeatureBatch, step: int) -> Float[Tensor, ""]:
@@ -166,13 +166,14 @@ class Tuning:
             nn.Module.to(network, place)
 
 
-def _make_trainable(transformer: nn.Module, config: TuningRun) -> None:
+def _make_trainable(transformer: Any, config: TuningRun) -> None:
     stored = [name for name, m in transformer.named_modules() if isinstance(m, StoredLinear)]
     if stored:
         raise InvalidRequest(
             f"{config.model} stores {len(stored)} layers in few bits, which cannot be trained: "
             "write it in full with `step1x convert --to diffusers`, or train a LoRA"
         )
+    ranks.spread(transformer, transformer.device)  # before it doubles in size
     # Steps of 1e-5 are lost in bfloat16, which has three digits.
     transformer.float().requires_grad_(True)
 
