@@ -166,10 +166,11 @@ def test_signals_save_and_stop_and_the_same_command_goes_on(config, whole, tmp_p
     assert steps == list(range(1, 61))
 
 
-def kill_often(config, whole, tmp_path, times, seed):
+def stop_often(config, whole, tmp_path, numbers, seed):
+    """Stop a run again and again, at random moments, and compare its end with that of `whole`."""
     folder, draw = tmp_path / "run", random.Random(seed)
     config.write_text(config.read_text() + "save_every: 1\n")
-    for _ in range(times):
+    for number in numbers:
         done = newest(folder)["step"] if list(folder.glob("checkpoints/*.pt")) else 0
         process = start(config)
         if draw.random() < 0.7 and done < 58:
@@ -178,8 +179,9 @@ def kill_often(config, whole, tmp_path, times, seed):
             time.sleep(draw.uniform(0, 0.1))
         else:
             time.sleep(draw.uniform(0, 12))
-        process.kill()
-        process.communicate()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=STARTS_WITHIN_S)
+        assert "Traceback" not in err
         assert not list(folder.glob("checkpoints/*.pt")) or newest(folder)["step"] >= done
     done = run(tmp_path, ["train", "run.yaml"])
     assert done.returncode == 0, done.stderr
@@ -187,8 +189,15 @@ def kill_often(config, whole, tmp_path, times, seed):
     assert not list(folder.rglob("*.new"))
 
 
-def test_kills_at_random_moments_lose_nothing(config, whole, tmp_path):
-    kill_often(config, whole, tmp_path, 3, seed=0)
+def test_stops_at_random_moments_lose_nothing(config, whole, tmp_path):
+    stop_often(config, whole, tmp_path, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_stops_at_random_moments_lose_nothing(config, whole, tmp_path):
+    numbers = [signal.SIGKILL] * 10 + [signal.SIGTERM] * 5 + [signal.SIGINT] * 5
+    random.Random(2).shuffle(numbers)
+    stop_often(config, whole, tmp_path, numbers, seed=1)
 
 
 def test_a_full_disk_is_one_clear_line_and_the_run_can_go_on(config, whole, tmp_path):

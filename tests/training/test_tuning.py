@@ -17,7 +17,7 @@ from step1x_edit.request import EditRequest, RuntimeConfig
 from step1x_edit.training import lora, optimizers
 from step1x_edit.training.config import load
 from step1x_edit.training.feature_batch import FeatureBatch
-from step1x_edit.training.tuning import Tuning, step_generator, train
+from step1x_edit.training.tuning import Tuning, example_generator, train
 
 from ..tiny_model import write_tiny_official
 from ..tuning_runs import CAPTION, settings, write_config
@@ -85,12 +85,13 @@ def test_the_loss_is_the_released_formula(tuning):
         seen.update(inputs, velocity=output[0])
 
     tuning.transformer.register_forward_hook(look, with_kwargs=True)
-    loss = tuning.loss_of(batch, step_generator(5, 7)).item()
+    loss = tuning.loss_of(batch, 7).item()
     # Once more, by hand.
-    generator = step_generator(5, 7)
+    generators = [example_generator(0, 7, place) for place in range(2)]
     clean = batch.target.numpy().astype(np.float64)
-    noise = torch.randn(clean.shape, generator=generator).numpy().astype(np.float64)
-    sigma = 1 / (1 + np.exp(-torch.randn(2, generator=generator).numpy().astype(np.float64)))
+    noise = np.stack([torch.randn(clean.shape[1:], generator=g).numpy() for g in generators])
+    drawn = np.stack([torch.randn(1, generator=g).item() for g in generators])
+    sigma = 1 / (1 + np.exp(-drawn))
     sigma = 3.1582 * sigma / (1 + 2.1582 * sigma)
     noisy = (1 - sigma)[:, None, None] * clean + sigma[:, None, None] * noise
     velocity = seen["velocity"].detach().numpy()[:, :6]
@@ -109,7 +110,7 @@ def test_each_release_gets_its_own_positions_and_a_time_up_to_one(tmp_path, vers
     tuning.transformer.register_forward_pre_hook(
         lambda _, __, inputs: seen.update(inputs), with_kwargs=True
     )
-    tuning.loss_of(batch_for(tuning), step_generator(0, 0))
+    tuning.loss_of(batch_for(tuning), 0)
     rows, columns = np.divmod(np.arange(6), 3)
     target = np.stack([np.zeros(6), rows, columns], 1)
     assert seen["img_ids"].tolist() == [*target.tolist(), *(target + offset).tolist()]
@@ -129,7 +130,7 @@ def test_changed_tokens_weigh_more_where_the_data_say_which(tiny_model, tmp_path
     assert tuning._weights(batch_for(tuning, changed=changed)).tolist()[0] == [4, 4, 1, 1, 1, 1]
     assert tuning._weights(batch_for(tuning, drawn=True)) is None
     with pytest.raises(InvalidRequest, match=r"changed_weight 3: the data do not say.*a\.png"):
-        tuning.loss_of(batch_for(tuning), step_generator(0, 0))
+        tuning.loss_of(batch_for(tuning), 0)
 
 
 # ---- the LoRA

@@ -1,6 +1,7 @@
 """``step1x train``: begin a training run, or go on with it."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +44,25 @@ def train(
     """Train as CONFIG says; the same command goes on where it was stopped or killed.
 
     Ctrl-C and SIGTERM save before they stop (exit code 130, 143). An official TOML trains a LoRA by
-    the released recipe; it needs --output.
+    the released recipe; it needs --output. On several processes: torchrun --nproc-per-node N
+    $(which step1x) train CONFIG.
     """
-    run = _read(config, model, output, steps)
-    _look_at_model(run, quiet=quiet)
+    if "RANK" not in os.environ:  # of torchrun; without it a refusal need not import torch
+        run = _read(config, model, output, steps)
+        _look_at_model(run, quiet=quiet)
+        return _train(run, quiet=quiet)
+    from step1x_edit.training import ranks
+
+    with ranks.joined():
+        if not ranks.is_first():
+            quiet = True
+            logging.getLogger("step1x_edit").addHandler(logging.NullHandler())
+        run = _read(config, model, output, steps)
+        ranks.by_first(lambda: _look_at_model(run, quiet=quiet))
+        return _train(run, quiet=quiet)
+
+
+def _train(run: "AnyRun", *, quiet: bool) -> int:
     quieten()
     from step1x_edit.training.run import train as train_run
 

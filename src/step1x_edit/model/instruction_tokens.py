@@ -56,6 +56,22 @@ class InstructionTokens:
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         return InstructionTokens(**moved)
 
+    def rows(self, chosen: slice) -> InstructionTokens:
+        """Some of the chats, as wide as all of them."""
+        ends = self.image_grid_thw.prod(-1).cumsum(0).tolist()
+        first, last, _ = chosen.indices(len(ends))
+        start, stop = ([0, *ends][row] for row in (first, last))
+        return InstructionTokens(
+            self.input_ids[chosen],
+            self.attention_mask[chosen],
+            self.position_ids[:, chosen],
+            self.mm_token_type_ids[chosen],
+            self.quoted[chosen],
+            self.lengths[chosen],
+            self.pixel_values[start:stop],
+            self.image_grid_thw[chosen],
+        )
+
 
 class InstructionTokenizer:
     """Pictures and instructions to `InstructionTokens`, as one checkpoint wants them.

@@ -78,8 +78,12 @@ class Checkpoints:
         self._remove_old()
         return target
 
-    def read_newest(self) -> dict[str, Any] | None:
+    def read_newest(self, *, mapped: bool = False) -> dict[str, Any] | None:
         """The newest checkpoint that is whole; None where there is none at all.
+
+        Args:
+            mapped: Leave the tensors in the file until they are used: several processes that each
+                take a part would not fit it into memory as often as they are.
 
         Raises:
             CheckpointError: There are some, and all are damaged.
@@ -89,7 +93,7 @@ class Checkpoints:
         paths = [path for path in paths if path.exists()]
         for path in paths:
             try:
-                return _read(path)
+                return _read(path, mapped)
             except (OSError, RuntimeError, EOFError, KeyError, ValueError,
                     zipfile.BadZipFile, pickle.UnpicklingError) as error:  # fmt: skip
                 what = " ".join(str(error).split())
@@ -126,9 +130,9 @@ def _write(state: dict[str, Any], file: Any) -> None:
         raise
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, mapped: bool) -> dict[str, Any]:
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()  # torch does not look at the check sums
     if broken is not None:
         raise ValueError(f"{broken} fails its check sum")
-    return torch.load(path, weights_only=True, map_location="cpu")
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)

@@ -11,10 +11,12 @@ from dataclasses import replace
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from step1x_edit.datagen.config import StreamSettings
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.training import ranks
 from step1x_edit.training.config import DataSettings
 from step1x_edit.training.data_config import EnginePairs, PairData
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches
@@ -58,20 +60,25 @@ class EngineBatches(Iterator[FeatureBatch]):
         return math.floor(place * self.share)
 
     def __next__(self) -> FeatureBatch:
-        """Encode the next batch."""
+        """Encode the next batch: every process draws it whole, and encodes its rows."""
         drawn = next(self._batches)
-        encode = self.pipeline.encode_images
+        own, share = ranks.own_rows(len(drawn.keys))
+        encode, encoder = self.pipeline.encode_images, self.pipeline.instruction_encoder
         height, width = drawn.target.shape[1:3]
         with torch.no_grad():
-            features = self.pipeline.instruction_encoder.encode(drawn.instructions)
+            read = encoder.encode(drawn.instructions.rows(own))
+        longest = int(drawn.instructions.lengths.max()) - encoder.config.num_dropped_tokens
+        padding = max(0, longest - read.mask.shape[1])  # where the checkpoint does not pad
         return FeatureBatch(
             names=tuple(f"record {key} of the data engine" for key in drawn.keys),
-            target=encode(_images(drawn.target)).cpu(),
-            reference=None if drawn.source is None else encode(_images(drawn.source)).cpu(),
+            target=encode(_images(drawn.target[own])).cpu(),
+            reference=None if drawn.source is None else encode(_images(drawn.source[own])).cpu(),
             grid=(height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
-            features=features.features.cpu(),
-            mask=features.mask.cpu(),
-            changed=drawn.changed,
+            features=pad(read.features, (0, 0, 0, padding)).cpu(),
+            mask=pad(read.mask, (0, padding)).cpu(),
+            changed=drawn.changed[own],
+            first=own.start,
+            share=share,
         )
 
 

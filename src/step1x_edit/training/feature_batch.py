@@ -15,13 +15,16 @@ class FeatureBatch:
     """Examples of one size.
 
     Attributes:
-        names: What messages call each example: the path of its target, or its number.
+        names: What messages call each example of the whole batch: the path of its target, or its
+            number.
         target: Tokens of the wanted pictures.
         reference: Tokens of the pictures to edit; None for text to image.
         grid: Rows and columns of the tokens, the same of target and reference.
         features: Last hidden states of the instruction, as the transformer takes them.
         mask: True where a feature is of a real token.
         changed: Share of each target token that the edit changes, where the dataset says it.
+        first: Place of the first row in the whole batch, of which one process may have a part.
+        share: Of the whole batch, that these rows are; 0 where they only stand in.
     """
 
     names: tuple[str, ...]
@@ -31,3 +34,5 @@ class FeatureBatch:
     features: Float[Tensor, "batch length width"]
     mask: Bool[Tensor, "batch length"]
     changed: Float[Tensor, "batch tokens"] | None = None
+    first: int = 0
+    share: float = 1.0

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.latents import PIXELS_PER_TOKEN
 from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.training import ranks
 from step1x_edit.training.alignment import squares
 from step1x_edit.training.data_config import EnginePairs, PairData, ShardPairs, StoredPairs
 from step1x_edit.training.dataset import EditCollate
@@ -46,6 +47,8 @@ def feature_batches(
     on_progress: Progress | None = None,
 ) -> "FeatureBatches":
     """Fill the cache with what is missing, then give the batches.
+
+    Several processes share the work out, and each is given its rows of every batch.
 
     Args:
         checked: From `pairs.check`.
@@ -171,26 +174,33 @@ class _Reader:
         return self.keys.features(example.source and example.source.sha256, example.size, words)
 
     def batch(self, rows: list[Example], rng: np.random.Generator) -> FeatureBatch:
-        chances = rng.random((len(rows), 2)).tolist()
-        targets = [self.cache.read(self.target(row)) for row in rows]
-        features = []
-        for row, (drop, language) in zip(rows, chances, strict=True):
+        """This process's rows of the batch of `rows`."""
+        names = tuple(row.name for row in rows)
+        keys = []
+        for row, (drop, language) in zip(rows, rng.random((len(rows), 2)).tolist(), strict=True):
             words = "" if drop < self.dropout else _sentence(row, language < self.zh_share)
-            features.append(self.cache.read(self.sentence(row, words))["features"])
+            keys.append(self.sentence(row, words))
+        length = self.length or max(self.cache.num_rows(key, "features") for key in keys)
+        own, share = ranks.own_rows(len(rows))
+        rows = rows[own]
+        targets = [self.cache.read(self.target(row)) for row in rows]
+        features = [self.cache.read(key)["features"] for key in keys[own]]
         reference = None
         if rows[0].source is not None:
-            keys = [self.keys.latents(row.source.sha256, row.size) for row in rows if row.source]
-            reference = torch.stack([self.cache.read(key)["tokens"] for key in keys])
-        padded, mask = _padded(features, self.length)
+            sources = [self.keys.latents(row.source.sha256, row.size) for row in rows if row.source]
+            reference = torch.stack([self.cache.read(key)["tokens"] for key in sources])
+        padded, mask = _padded(features, length)
         width, height = rows[0].size
         return FeatureBatch(
-            names=tuple(row.name for row in rows),
+            names=names,
             target=torch.stack([target["tokens"] for target in targets]),
             reference=reference,
             grid=(height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN),
             features=padded,
             mask=mask,
             changed=_changed(targets),
+            first=own.start,
+            share=share,
         )
 
 
@@ -202,13 +212,12 @@ def _sentence(example: Example, chinese: bool) -> str:
 
 
 def _padded(
-    features: list[Tensor], length: int | None
+    features: list[Tensor], length: int
 ) -> tuple[Float[Tensor, "batch length width"], Bool[Tensor, "batch length"]]:
     """Rows as `InstructionEncoder.encode` gives them together."""
     lengths = torch.tensor([len(row) for row in features])
     padded = pad_sequence(features, batch_first=True)
-    if length is not None:
-        padded = torch.nn.functional.pad(padded, (0, 0, 0, length - padded.shape[1]))
+    padded = torch.nn.functional.pad(padded, (0, 0, 0, length - padded.shape[1]))
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
@@ -245,10 +254,12 @@ def _fill(
     """Make every entry that is missing; gives the examples that the model has room for."""
     reader.cache.remove_abandoned()
     examples = _with_room(checked, pipeline, reader)
-    for done, example in enumerate(examples, 1):
+    own = examples[ranks.rank() :: ranks.world_size()]
+    for done, example in enumerate(own, 1):
         _make_missing(example, pipeline, reader)
         if on_progress is not None:
-            on_progress(done, len(examples))
+            on_progress(done, len(own))
+    ranks.highest(0)  # until all have made theirs
     return examples
 
 

@@ -60,6 +60,18 @@ class FeatureCache:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
+    def num_rows(self, key: str, name: str) -> int:
+        """Rows of a tensor of an entry, by its header.
+
+        Raises:
+            Step1XEditError: As of `read`.
+        """
+        try:
+            with self.path(key).open("rb") as file:
+                return _header(file.read(_LENGTH_BYTES), file.read)[1][name]["shape"][0]
+        except (OSError, ValueError, KeyError):
+            return len(self.read(key)[name])
+
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors of an entry.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from step1x_edit.errors import CheckpointError, Step1XEditError
+from step1x_edit.training import ranks
 from step1x_edit.training.checkpoint import Checkpoints
 from step1x_edit.training.config import RunSettings
 from step1x_edit.training.log import StepReport, append, forget_after
@@ -108,7 +109,8 @@ class TrainingRun:
             "samples_seen": self.samples_seen,
             "rng": torch.get_rng_state(),
         }
-        self._checkpoints.save(self.step, state)
+        state = ranks.gathered(state)  # the same whatever the number of processes
+        ranks.by_first(lambda: self._checkpoints.save(self.step, state))
         self.saved_step = self.step
 
     def restore(self) -> bool:
@@ -118,12 +120,12 @@ class TrainingRun:
             CheckpointError: It is another run's, or all are damaged.
         """
         saved = self._read()
-        forget_after(self.folder, self.step)
+        ranks.by_first(lambda: forget_after(self.folder, self.step))
         if saved is None:
             return False
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             settings = [dict(group, params=None) for group in optimizer.param_groups]
-            optimizer.load_state_dict(state)
+            optimizer.load_state_dict(ranks.parts_like(state, optimizer))
             for group, own in zip(optimizer.param_groups, settings, strict=True):
                 # The state is the checkpoint's, the settings are this run's.
                 group.update({name: value for name, value in own.items() if name != "params"})
@@ -135,14 +137,14 @@ class TrainingRun:
         return self._read() is not None
 
     def _read(self) -> dict[str, Any] | None:
-        saved = self._checkpoints.read_newest()
+        saved = self._checkpoints.read_newest(mapped=ranks.world_size() > 1)
         if saved is None:
             return None
         self._load_weights(saved["trained"])
         if self.ema_decay is not None:
             # Earlier versions averaged what was frozen, too.
             self.ema = {
-                name: saved["ema"][name].to(parameter.device)
+                name: ranks.part_like(saved["ema"][name], parameter)
                 for name, parameter in self.parameters.items()
                 if name in saved["ema"]
             }
@@ -166,7 +168,7 @@ class TrainingRun:
                 f"do not fit (first {wrong[0]}): give another folder, or the settings it began with"
             )
         for name, tensor in saved.items():
-            places[name].copy_(tensor)
+            places[name].copy_(ranks.part_like(tensor, places[name]))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -229,7 +231,8 @@ def run_loop(
     Args:
         run: The run; restored by the caller.
         batches: Endless batches; one with `names` is called by them in messages.
-        loss_of: Batch → (loss, number of samples).
+        loss_of: Batch → (loss, number of samples); of several processes each gives its part of the
+            loss, which all together sum up to, and the samples of the whole batch.
         pace: How often to report and save.
         watch: Sees each step.
 
@@ -245,13 +248,14 @@ def run_loop(
     meter = _Meter(run, pace)
     saved_at = time.monotonic()
     with stop:
-        while run.step < run.num_steps and stop.received is None:
+        while stop.agreed() is None and run.step < run.num_steps:
             batch = next(batches)
             loss, count = loss_of(batch)
-            value = loss.item()
+            value = ranks.summed(loss.item())
             _check_finite("loss", value, run.step, batch)
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(parameters, pace.clip_norm))
+            # Spread gradients are the mean over the processes.
+            (loss * ranks.world_size()).backward()
+            norm = float(ranks.whole(nn.utils.clip_grad_norm_(parameters, pace.clip_norm)))
             _check_finite("norm of the gradient", norm, run.step, batch)
             for optimizer, scale in zip(run.optimizers, run.lr_scales, strict=True):
                 for group in optimizer.param_groups:
@@ -262,17 +266,18 @@ def run_loop(
             run.update_ema()
             report = meter.after_step(value, norm, count)
             if report.is_line:
-                append(run.folder, report.line())
+                if ranks.is_first():
+                    append(run.folder, report.line())
                 logger.info("%s", report.line())
             if watch is not None:
                 watch(report)
-            overdue = time.monotonic() - saved_at > pace.save_every_s
+            overdue = ranks.highest(time.monotonic() - saved_at > pace.save_every_s)
             if overdue or (pace.save_every and run.step % pace.save_every == 0):
                 _save_or_warn(run)
                 saved_at = time.monotonic()
         if run.step != run.saved_step:
             _save_at_the_end(run)
-    return stop.received
+        return stop.agreed()
 
 
 class _Meter:
@@ -353,6 +358,11 @@ class _StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def agreed(self) -> signal.Signals | None:
+        """What any process has received; all of them ask together."""
+        number = ranks.highest(self.received or 0)
+        return signal.Signals(int(number)) if number else None
 
     def _request(self, number: int, _: object) -> None:
         self.received = signal.Signals(number)

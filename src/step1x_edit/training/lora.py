@@ -20,6 +20,7 @@ from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.lora_layouts import Layout, layer_of
 from step1x_edit.model.lora_loader import layer_sizes
 from step1x_edit.model.lora_tensors import Lora, LoraLayer, change_layout, write_lora
+from step1x_edit.training import ranks
 from step1x_edit.training.config import LoraRun
 
 ADAPTER = "trained"
@@ -78,7 +79,7 @@ def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
 
 
 def taken_from(transformer: nn.Module, alpha: float, dtype: torch.dtype) -> Lora:
-    """The LoRA as it is now, in our names.
+    """The LoRA as it is now, in our names; of several processes all call this together.
 
     Args:
         transformer: After `put_on`.
@@ -90,7 +91,7 @@ def taken_from(transformer: nn.Module, alpha: float, dtype: torch.dtype) -> Lora
         if ADAPTER in getattr(module, "lora_A", ()):
             parts: Any = module
             down, up = (
-                matrix[ADAPTER].weight.detach().to("cpu", dtype, copy=True)
+                ranks.whole(matrix[ADAPTER].weight.detach()).to("cpu", dtype, copy=True)
                 for matrix in (parts.lora_A, parts.lora_B)
             )
             layers[name] = LoraLayer(down, up, torch.tensor(float(alpha)))

@@ -5,6 +5,7 @@ of the released trainer.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,20 @@ def sample_times(
     low, high = (math.log(end) for end in shift)
     shifts = torch.empty(batch_size).uniform_(low, high, generator=generator).exp()
     return shifts * times / (1 + (shifts - 1) * times)
+
+
+def draw_examples(
+    shape: torch.Size, shift: tuple[float, float], generators: Sequence[torch.Generator]
+) -> tuple[Float[Tensor, "batch tokens channels"], Float[Tensor, " batch"]]:
+    """Noise and times of a batch, each example's from its own source of chance.
+
+    Args:
+        shape: Of the batch.
+        shift: As of `sample_times`.
+        generators: One for each example.
+    """
+    noise = torch.stack([torch.randn(shape[1:], generator=g) for g in generators])
+    return noise, torch.cat([sample_times(1, shift, g) for g in generators])
 
 
 def add_noise(

@@ -2,6 +2,7 @@
 
 import signal
 
+from step1x_edit.training import ranks
 from step1x_edit.training.checkpoint import alone
 from step1x_edit.training.config import AnyRun, AutoencoderRun, EditRun, ReadingRun
 from step1x_edit.training.loop import Stage, Watch
@@ -19,13 +20,15 @@ def train(config: AnyRun, stage: Stage, watch: Watch | None = None) -> signal.Si
         The signal that stopped the run; None when it is complete.
 
     Raises:
-        InvalidRequest: The run is going on already, or a setting cannot be used.
+        InvalidRequest: The run is going on already, or a setting cannot be used, or not by several
+            processes.
         Step1XEditError: As of the kind's own ``train``.
     """
     if not isinstance(config, AutoencoderRun | ReadingRun | EditRun):
         from step1x_edit.training import tuning
 
         return tuning.train(config, stage=stage, watch=watch)
+    ranks.refuse_several(f"a run of kind {config.kind} trains", "start it without torchrun")
     with alone(config.folder):
         return _train_mini(config, watch)
 

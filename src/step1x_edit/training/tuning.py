@@ -9,7 +9,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from step1x_edit.model.guidance import prepare_ids, resolution_shift
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest
 from step1x_edit.runtime.precision import StoredLinear
-from step1x_edit.training import lora, pairs
+from step1x_edit.training import lora, pairs, ranks
 from step1x_edit.training.checkpoint import alone
 from step1x_edit.training.config import FullRun, LoraRun, TuningRun
 from step1x_edit.training.feature_batch import FeatureBatch
@@ -39,7 +39,7 @@ from step1x_edit.training.loop import (
     Watch,
     run_loop,
 )
-from step1x_edit.training.objective import add_noise, sample_times, token_weights, velocity_loss
+from step1x_edit.training.objective import add_noise, draw_examples, token_weights, velocity_loss
 from step1x_edit.training.optimizers import build_optimizer, check_optimizer
 from step1x_edit.training.report import Card, write_card
 from step1x_edit.training.watching import Samples, TensorBoard
@@ -70,31 +70,35 @@ class Tuning:
             frozen.requires_grad_(False)
         if isinstance(config, LoraRun):
             lora.put_on(self.transformer, config)
+            ranks.spread(self.transformer, self.device)
         else:
             _make_trainable(self.transformer, config)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.trained = nn.ModuleDict({"transformer": self.transformer})
 
-    def loss_of(self, batch: FeatureBatch, generator: torch.Generator) -> Float[Tensor, ""]:
-        """The flow-matching loss of a batch.
+    def loss_of(self, batch: FeatureBatch, step: int) -> Float[Tensor, ""]:
+        """The flow-matching loss of a batch, times the share of the whole batch that it is.
 
         Args:
             batch: From the data.
-            generator: A CPU generator, of noise and times.
+            step: Decides noise and times, with the run's seed.
 
         Raises:
             InvalidRequest: Changed tokens should weigh more, and the data do not say which they
                 are.
         """
         clean = batch.target.float()
-        noise = torch.randn(clean.shape, generator=generator)
-        times = sample_times(len(clean), self._shift(batch), generator)
+        generators = [
+            example_generator(self.config.seed, step, batch.first + row)
+            for row in range(len(clean))
+        ]
+        noise, times = draw_examples(clean.shape, self._shift(batch), generators)
         noisy, clean, noise, times = (
             part.to(self.device) for part in (add_noise(clean, noise, times), clean, noise, times)
         )
         predicted = self._predict(batch, noisy, times)
-        return velocity_loss(predicted, clean, noise, self._weights(batch))
+        return velocity_loss(predicted, clean, noise, self._weights(batch)) * batch.share
 
     def _predict(self, batch: FeatureBatch, noisy: Tensor, times: Tensor) -> Tensor:
         """The velocity at the target tokens."""
@@ -162,20 +166,21 @@ class Tuning:
             nn.Module.to(network, place)
 
 
-def _make_trainable(transformer: nn.Module, config: TuningRun) -> None:
+def _make_trainable(transformer: Any, config: TuningRun) -> None:
     stored = [name for name, m in transformer.named_modules() if isinstance(m, StoredLinear)]
     if stored:
         raise InvalidRequest(
             f"{config.model} stores {len(stored)} layers in few bits, which cannot be trained: "
             "write it in full with `step1x convert --to diffusers`, or train a LoRA"
         )
+    ranks.spread(transformer, transformer.device)  # before it doubles in size
     # Steps of 1e-5 are lost in bfloat16, which has three digits.
     transformer.float().requires_grad_(True)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of a step's noise, a function of seed and step: nothing else moves it."""
-    mixed = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+def example_generator(seed: int, step: int, place: int) -> torch.Generator:
+    """The source of an example's noise, a function of seed, step and its place in the batch."""
+    mixed = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
@@ -204,11 +209,13 @@ def train(
         Step1XEditError: The loss is not finite, or the disk is full.
     """
     # 1. What can be refused, before anything is loaded.
+    if config.optimizer == "adamw8bit":  # its blocks of 256 numbers do not end where parts do
+        ranks.refuse_several("adamw8bit works", "give adamw")
     check_optimizer(config.optimizer)
     requests = Samples.requests(config)
     with stage("looking at the data") as advance:
-        data = pairs.check(config.data, advance)
-    with alone(config.folder):
+        data = ranks.by_first(lambda: pairs.check(config.data, advance))
+    with alone(config.folder) if ranks.is_first() else nullcontext():
         return _train(config, data, requests, stage, watch)
 
 
@@ -250,8 +257,8 @@ def _train(
             run,
             batches,
             lambda batch: (
-                tuning.loss_of(batch, step_generator(config.seed, run.step)),
-                len(batch.target),
+                tuning.loss_of(batch, run.step),
+                len(batch.names),
             ),
             pace=Pace.of(config),
             watch=_all_of([*watchers, board.after_step]),
@@ -316,7 +323,10 @@ class Results:
     def finish(self) -> None:
         """Write the result and the card."""
         folder = self.config.folder
-        written = self._write_lora(folder) or self._write_model(folder)
+        is_lora = isinstance(self.config, LoraRun)
+        written = self._write_lora(folder) if is_lora else self._write_model(folder)
+        if not ranks.is_first():
+            return
         card = Card(
             config=self.config.model_dump(mode="json"),
             model_hash=self.tuning.editor.model_hash,
@@ -336,15 +346,21 @@ class Results:
         transformer = self.tuning.transformer
         with self.run.averaged():
             taken = lora.taken_from(transformer, config.alpha, getattr(torch, config.save_dtype))
+        if not ranks.is_first():
+            return []
         said = lora.describe(
             config, transformer.version, taken, self.run.step, self.data.num_examples
         )
         return lora.write_files(taken, folder, config.layouts, said)
 
     def _write_model(self, folder: Path) -> list[Path]:
-        transformer, layouts = self.tuning.transformer, self.config.layouts  # pyright: ignore[reportAttributeAccessIssue] - of a FullRun
+        layouts = self.config.layouts  # pyright: ignore[reportAttributeAccessIssue] - of a FullRun
         written = []
         self.run.load_ema_into(self.run.trained)
+        transformer = ranks.collected(self.tuning.transformer)
+        if not ranks.is_first():
+            return []
+        self.tuning.pipeline.register_modules(transformer=transformer)
         nn.Module.to(transformer, "cpu", getattr(torch, self.config.save_dtype))
         if "official" in layouts:
             written.append(folder / f"step1x-edit-{transformer.version}.safetensors")

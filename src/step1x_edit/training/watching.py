@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from step1x_edit import images
 from step1x_edit.request import EditRequest
+from step1x_edit.training import ranks
 from step1x_edit.training.config import TuningRun
 from step1x_edit.training.log import StepReport
 from step1x_edit.training.loop import TrainingRun
@@ -31,7 +32,7 @@ class TensorBoard:
 
     def __init__(self, config: TuningRun, first_step: int) -> None:
         self._writer: Any = None
-        if config.tensorboard and find_spec("tensorboard") is not None:
+        if config.tensorboard and ranks.is_first() and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = config.folder / "tensorboard"
@@ -87,10 +88,12 @@ class Samples:
         """Make the pictures where it is time."""
         if report.step % self.config.sample_every and report.step < report.num_steps:
             return
-        folder = self.config.folder / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
         with self.run.averaged(), self.tuning.frozen_networks():
-            for number, request in enumerate(self.made_of):
-                result = self.tuning.editor.edit(request)
+            # Several processes edit together, and the first one saves.
+            results = [self.tuning.editor.edit(request) for request in self.made_of]
+        if ranks.is_first():
+            folder = self.config.folder / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, result in enumerate(results):
                 result.save([folder / f"{number:02d}_step_{report.step:08d}.png"])
-        write_page(self.config.folder, self.config.samples)
+            write_page(self.config.folder, self.config.samples)
