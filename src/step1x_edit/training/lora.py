@@ -40,8 +40,8 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     """
     from peft import LoraConfig
 
-    groups = _groups(transformer, config.layers)
-    names = [name for group in groups for name in group]
+    groups = _groups(transformer, config)
+    names = [name for group in groups.values() for name in group]
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names),  # pyright: ignore[reportArgumentType] - alpha may be a fraction
@@ -49,7 +49,7 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     )
     draw = torch.Generator().manual_seed(config.seed)
     modules = dict(transformer.named_modules())
-    for group in groups:
+    for group in groups.values():
         layers = [modules[name] for name in group]
         down = torch.empty(layers[0].lora_A[ADAPTER].weight.shape)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
@@ -59,20 +59,29 @@ def put_on(transformer: Any, config: LoraRun) -> None:
             layer.lora_B[ADAPTER].float()
 
 
-def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
-    """Our layers of each official one whose name fits the pattern."""
+def _groups(transformer: nn.Module, config: LoraRun) -> dict[str, list[str]]:
+    """Official layer → ours, of those that a run adapts."""
     groups: dict[str, list[str]] = {}
+    pattern = config.layers
     for name in layer_sizes(transformer):
         layer = layer_of(name, "peft")
         if layer is not None:
             groups.setdefault(layer.official, []).append(name)
     try:
-        chosen = [names for official, names in groups.items() if re.fullmatch(pattern, official)]
+        chosen = {name: ours for name, ours in groups.items() if re.fullmatch(pattern, name)}
     except re.error as error:
         raise InvalidRequest(f"layers {pattern!r} is no regular expression: {error}") from error
     if not chosen:
         raise InvalidRequest(
             f"layers {pattern!r} fits no layer: the names are as {', '.join([*groups][:3])}"
+        )
+    # Weights of the connector's blocks, which are not run again, would be gone by then.
+    outside = [name for name in chosen if name.startswith("connector.")]
+    if config.offload != "none" and outside:
+        raise InvalidRequest(
+            f"layers {pattern!r} fits {outside[0]}, which offload {config.offload} leaves without "
+            "its weights when its gradient is computed: leave the connector out, or set offload to "
+            "none"
         )
     return chosen
 

@@ -5,6 +5,7 @@ which they leave the device. What the transformer reads while training is what t
 while editing, by the release at hand: same tokens, same ids, same time in [0, 1].
 """
 
+import gc
 import logging
 import shutil
 import signal
@@ -19,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from step1x_edit.editor import Editor
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.model.guidance import prepare_ids, resolution_shift
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest
+from step1x_edit.runtime.heap import give_back
 from step1x_edit.runtime.precision import StoredLinear
 from step1x_edit.training import lora, pairs
 from step1x_edit.training.checkpoint import alone
@@ -41,6 +42,7 @@ from step1x_edit.training.loop import (
 )
 from step1x_edit.training.objective import add_noise, sample_times, token_weights, velocity_loss
 from step1x_edit.training.optimizers import build_optimizer, check_optimizer
+from step1x_edit.training.placing import open_model
 from step1x_edit.training.report import Card, write_card
 from step1x_edit.training.watching import Samples, TensorBoard
 
@@ -60,7 +62,7 @@ class Tuning:
 
     def __init__(self, config: TuningRun) -> None:
         self.config = config
-        self.editor = Editor.load(config.model, config.runtime())
+        self.editor, self.bring_transformer = open_model(config)
         self.pipeline: Step1XEditPipeline = self.editor.pipeline
         self.transformer: Any = self.pipeline.transformer
         self.device: torch.device = self.transformer.device
@@ -147,6 +149,8 @@ class Tuning:
             self._move_frozen_networks(self._waiting_place)
         else:
             self.pipeline.register_modules(text_encoder=None, vae=None)
+            gc.collect()  # a streamed network and its hooks hold each other
+            give_back()
 
     @contextmanager
     def frozen_networks(self) -> Iterator[None]:
@@ -158,6 +162,8 @@ class Tuning:
             self._move_frozen_networks(self._waiting_place)
 
     def _move_frozen_networks(self, place: torch.device) -> None:
+        if self.config.offload != "none":
+            return  # their blocks wait elsewhere as it is
         for network in (self.pipeline.text_encoder, self.pipeline.vae):
             nn.Module.to(network, place)
 
@@ -239,6 +245,7 @@ def _train(
         )
     if not batches.needs_networks:
         tuning.dismiss_frozen_networks()
+    tuning.bring_transformer()
 
     # 4. The steps.
     results = Results(config, tuning, run, data)
