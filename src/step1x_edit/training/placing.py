@@ -13,11 +13,14 @@ import torch
 from step1x_edit.editor import Editor
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.runtime.apply import choose_device, choose_dtype
-from step1x_edit.runtime.offload import hold_back, stream_from_memory
+from step1x_edit.runtime.offload import hold_back, park_head, stream_from_memory
 from step1x_edit.training.config import LoraRun, Offload, TuningRun
 
+Opened = tuple[Editor, Callable[[], None]]
+"""A model, and what brings its transformer to the device."""
 
-def open_model(config: TuningRun) -> tuple[Editor, Callable[[], None]]:
+
+def open_model(config: TuningRun) -> Opened:
     """The model of a run, and what brings its transformer to the device.
 
     Raises:
@@ -50,9 +53,11 @@ def place(
     pipeline.vae.to(device)
     if offload == "block":
         stream_from_memory(pipeline.text_encoder, device)
+        park_head(pipeline.text_encoder)
         stream_from_memory(pipeline.transformer, device)
         return _there_already
     pipeline.text_encoder.to(device)
+    park_head(pipeline.text_encoder)
     return hold_back(pipeline.transformer, device)
 
 

@@ -42,7 +42,7 @@ from step1x_edit.training.loop import (
 )
 from step1x_edit.training.objective import add_noise, sample_times, token_weights, velocity_loss
 from step1x_edit.training.optimizers import build_optimizer, check_optimizer
-from step1x_edit.training.placing import open_model
+from step1x_edit.training.placing import Opened, open_model
 from step1x_edit.training.report import Card, write_card
 from step1x_edit.training.watching import Samples, TensorBoard
 
@@ -54,15 +54,16 @@ class Tuning:
 
     Args:
         config: The run's settings.
+        opened: From `open_model`, which is called by default.
 
     Raises:
         InvalidRequest: The model or a layer is unknown, or its weights cannot be trained.
         CheckpointError: The model's files are not what they should be.
     """
 
-    def __init__(self, config: TuningRun) -> None:
+    def __init__(self, config: TuningRun, opened: Opened | None = None) -> None:
         self.config = config
-        self.editor, self.bring_transformer = open_model(config)
+        self.editor, self.bring_transformer = opened or open_model(config)
         self.pipeline: Step1XEditPipeline = self.editor.pipeline
         self.transformer: Any = self.pipeline.transformer
         self.device: torch.device = self.transformer.device
@@ -109,8 +110,9 @@ class Tuning:
             self.device,
         )
         tokens = noisy if reference is None else torch.cat([noisy, reference.to(noisy)], 1)
-        # What is trained stays in float32 all the same.
-        with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+        # A whole model that is trained is float32; a LoRA sees to its precision itself.
+        widened = self.dtype != self.transformer.dtype
+        with torch.autocast(self.device.type, self.dtype, widened):
             answer = self.transformer(
                 hidden_states=tokens.to(self.dtype),
                 encoder_hidden_states=batch.features.to(self.device, self.dtype),
