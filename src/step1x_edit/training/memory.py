@@ -103,7 +103,8 @@ def _ways(
             parts[streamed] = reading, _step(tuning, counts)
         tuning.transformer.unload_lora()  # the second round puts on its own
     sizes, stays = simulated.bytes, _networks_stay(config, kind)
-    for offload in get_args(Offload):
+    # Without checkpointing, blocks that wait are refused.
+    for offload in get_args(Offload) if config.gradient_checkpointing else ("none",):
         blocks_wait = offload == "disk" or (offload == "block" and kind == "cuda")
         language_waits = offload != "none"
         transformer = sizes["transformer"].disk if blocks_wait else sizes["transformer"].device
@@ -229,7 +230,7 @@ def _step(tuning: Tuning, lengths: Mapping[str, int]) -> int:
                 block.__call__, *inputs, use_reentrant=False, preserve_rng_state=False
             )
         )
-    batch = _batch(tuning)
+    batch = random_batch(tuning)
     tracker = PeakTracker()
     for tensor in (*transformer.parameters(), *transformer.buffers()):
         tracker.know(tensor)
@@ -251,20 +252,23 @@ def _begins(pieces: _Pieces, place: _Place) -> Callable[..., None]:
     return lambda *_: pieces.begin(place)
 
 
-def _batch(tuning: Tuning) -> FeatureBatch:
-    """A batch of square pictures, as feature caches give it, with the longest instruction."""
+def random_batch(tuning: Tuning) -> FeatureBatch:
+    """Square pictures of the run's size, as feature caches give them, and the longest instruction.
+
+    Under `FakeTensorMode` they have no values.
+    """
     data = tuning.config.data
     width, height = fit_size(*[data.size_level_px] * 3)
     grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
     sizes = tuning.transformer.config
-    tokens = torch.empty(data.batch_size, grid[0] * grid[1], sizes["in_channels"])
+    tokens = torch.randn(2, data.batch_size, grid[0] * grid[1], sizes["in_channels"])
     length = tuning.pipeline.instruction.max_length
     return FeatureBatch(
         names=("any",) * data.batch_size,
-        target=tokens,
-        reference=tokens,
+        target=tokens[0],
+        reference=tokens[1],
         grid=grid,
-        features=torch.empty(data.batch_size, length, sizes["connector_in_channels"]),
+        features=torch.randn(data.batch_size, length, sizes["connector_in_channels"]),
         mask=torch.ones(data.batch_size, length, dtype=torch.bool),
-        changed=torch.ones(tokens.shape[:2]),
+        changed=torch.ones(tokens.shape[1:3]),
     )
