@@ -155,8 +155,6 @@ def test_doctor_tells_of_training(tiny_model, tmp_path, capsys):
     assert len(rows) == 4 * 3
     says = r"Write weights: auto, offload: none, optimizer: adamw in the run of .*"
     assert re.match(says, advice)
-        r"Write weights: auto, offload: none, optimizer: adamw in the run of .*", advice
-    )
 
 
 @pytest.mark.parametrize(
