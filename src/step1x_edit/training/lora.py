@@ -42,8 +42,9 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     """
     from peft import LoraConfig
 
-    groups = _groups(transformer, config)
-    names = [name for group in groups.values() for name in group]
+    groups = _groups(transformer, config.layers)
+    names = [name for group in groups for name in group]
+    _refuse_connector(names, config)
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names),  # pyright: ignore[reportArgumentType] - alpha may be a fraction
@@ -51,7 +52,7 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     )
     draw = torch.Generator().manual_seed(config.seed)
     modules = dict(transformer.named_modules())
-    for group in groups.values():
+    for group in groups:
         layers = [modules[name] for name in group]
         down = torch.empty(layers[0].lora_A[ADAPTER].weight.shape)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
@@ -85,31 +86,33 @@ class MasterLinear(nn.Linear):
         return functional.linear(input, self.weight.to(input.dtype))
 
 
-def _groups(transformer: nn.Module, config: LoraRun) -> dict[str, list[str]]:
-    """Official layer → ours, of those that a run adapts."""
+def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
+    """Our layers of each official one whose name fits the pattern."""
     groups: dict[str, list[str]] = {}
-    pattern = config.layers
     for name in layer_sizes(transformer):
         layer = layer_of(name, "peft")
         if layer is not None:
             groups.setdefault(layer.official, []).append(name)
     try:
-        chosen = {name: ours for name, ours in groups.items() if re.fullmatch(pattern, name)}
+        chosen = [names for official, names in groups.items() if re.fullmatch(pattern, official)]
     except re.error as error:
         raise InvalidRequest(f"layers {pattern!r} is no regular expression: {error}") from error
     if not chosen:
         raise InvalidRequest(
             f"layers {pattern!r} fits no layer: the names are as {', '.join([*groups][:3])}"
         )
-    # Weights of the connector's blocks, which are not run again, would be gone by then.
-    outside = [name for name in chosen if name.startswith("connector.")]
+    return chosen
+
+
+def _refuse_connector(names: list[str], config: LoraRun) -> None:
+    """Its blocks are not run again in the backward pass, when weights that wait would be gone."""
+    outside = [name for name in names if name.startswith("connector.")]
     if config.offload != "none" and outside:
         raise InvalidRequest(
-            f"layers {pattern!r} fits {outside[0]}, which offload {config.offload} leaves without "
-            "its weights when its gradient is computed: leave the connector out, or set offload to "
-            "none"
+            f"layers {config.layers!r} fits {outside[0]}, which offload {config.offload} leaves "
+            "without its weights when its gradient is computed: leave the connector out, or set "
+            "offload to none"
         )
-    return chosen
 
 
 def matrix_sizes(transformer: nn.Module, config: LoraRun) -> list[int]:
@@ -120,7 +123,7 @@ def matrix_sizes(transformer: nn.Module, config: LoraRun) -> list[int]:
     """
     sizes = layer_sizes(transformer)
     downs, ups = [], []
-    for names in _groups(transformer, config).values():
+    for names in _groups(transformer, config.layers):
         downs.append(config.rank * sizes[names[0]][1])
         ups += [config.rank * sizes[name][0] for name in names]
     return downs + ups
