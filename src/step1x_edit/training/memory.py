@@ -167,7 +167,7 @@ class _Place(NamedTuple):
     """A block of a row, or what stands before all of them."""
 
     row: str = ""
-    index: int = 0
+    number: int = 0
 
 
 class _Piece(NamedTuple):
@@ -204,7 +204,7 @@ class _Pieces:
         """The peak of the whole step where rows have `lengths` blocks."""
         now = peak = 0
         for piece in self.found:
-            is_middle = piece.place.row and piece.place.index == 1
+            is_middle = piece.place.row and piece.place.number == 1
             times = lengths[piece.place.row] - NUM_RUN + 1 if is_middle else 1
             for _ in range(max(times, 1)):
                 peak = max(peak, now + piece.peak)
