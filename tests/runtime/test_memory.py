@@ -94,7 +94,7 @@ def test_streamed_blocks_are_those_of_a_real_run(tiny_model, on_gpu):
     pipeline, _ = load(tiny_model)
     transformer = pipeline.transformer
     stream = stream_from_memory(transformer, torch.device("cpu"))
-    stream._reader = memory._AtOnce()
+    stream._reader = memory.AtOnce()
     read = stream._read
     stream._read = lambda block: {p: weight.clone() for p, weight in read(block).items()}
     real = peaks_of_real_tensors(pipeline)["steps"]

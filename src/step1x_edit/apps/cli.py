@@ -26,6 +26,7 @@ from step1x_edit.apps.console import (
 from step1x_edit.apps.start import INTERRUPTED
 from step1x_edit.apps.train import train
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.request import EditRequest, ModelForm, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -275,20 +276,33 @@ def bench_mini(
     runtime_flags={name: options.RUNTIME_FLAGS[name] for name in ("dtype", "device")},
 )
 def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="with --train: as `step1x train` takes it"),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", help="tell how much memory each setting takes with this model"),
     ] = None,
+    for_training: Annotated[
+        bool, typer.Option("--train", help="of training a LoRA, by default with default settings")
+    ] = False,
     *,
     settings: dict[str, Any],
     runtime: RuntimeConfig,
 ) -> int:
     """Say what this machine can run; with a model or a size, which settings fit it.
 
+    --train tells the same of training.
+
     --device cuda tells of GPUs on any machine.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    if model is None and not given:
+    if config is not None and not for_training:
+        raise InvalidRequest(f"{config}: a run is looked at with --train: doctor --train {config}")
+    if for_training and "guidance" in given:
+        raise InvalidRequest("--guidance is of editing: leave it out beside --train")
+    if model is None and not given and not for_training:
         from step1x_edit.apps.doctor import examine
 
         with working("looking around"):
@@ -299,9 +313,15 @@ def doctor(
     request = options.build(EditRequest, {**picture, **given})
     with working("estimating", steps=True) as bar:
         quieten()
-        from step1x_edit.apps.fitting import memory_lines
+        if for_training:
+            from step1x_edit.apps import training_fit
 
-        lines = memory_lines(model or DEFAULT_MODEL, request, runtime, on_progress=bar)
+            run = training_fit.read_run(config, model, request.size_level_px)
+            lines = training_fit.memory_lines(run, runtime, on_progress=bar)
+        else:
+            from step1x_edit.apps.fitting import memory_lines
+
+            lines = memory_lines(model or DEFAULT_MODEL, request, runtime, on_progress=bar)
     typer.echo("\n".join(lines))
     return DONE
 

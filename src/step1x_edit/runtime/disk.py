@@ -2,7 +2,8 @@
 
 `stream` hooks a model's blocks: before one runs, its weights are there, and those of the next one
 are being read; after it ran, they are let go. The model itself does not change: an adapter put on
-or taken off later works as on any other model. Called by `load`.
+or taken off later works as on any other model, and can be trained, where gradient checkpointing
+runs each block again in the backward pass. Called by `load`.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,16 +80,28 @@ class BlockStream:
             started = perf_counter()
             weights = self._take(index)
             self.times.waiting += perf_counter() - started
-            if index + 1 < len(self.blocks):
-                self._ahead = (index + 1, self._reader.submit(self._timed_read, index + 1))
+            following = self._following(index)
+            if following is not None:
+                self._ahead = (following, self._reader.submit(self._timed_read, following))
             for parameter, weight in weights.items():
                 self._held.append((parameter, parameter.data))
                 parameter.data = weight
 
         return load
 
+    def _following(self, index: int) -> int | None:
+        """The block that will run next: in a backward pass the rows are run from their ends."""
+        if _in_backward():
+            return index - 1 if index else None
+        if index + 1 < len(self.blocks):
+            return index + 1
+        return index if torch.is_grad_enabled() else None
+
     def _after(self, *_: Any) -> None:
-        self._release()
+        # A block that was run again is differentiated next. What that needs may be the parameters
+        # themselves, so that they stay until another block comes.
+        if not _in_backward():
+            self._release()
 
     def _release(self) -> None:
         if not self._held:
@@ -111,6 +124,11 @@ class BlockStream:
             return self._read(self.blocks[index])
         finally:
             self.times.reading += perf_counter() - started
+
+
+def _in_backward() -> bool:
+    """Whether autograd is at work in this thread, as torch's own checkpointing asks."""
+    return torch._C._current_graph_task_id() >= 0
 
 
 class RowsOnDisk(nn.Embedding):

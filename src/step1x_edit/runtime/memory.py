@@ -111,12 +111,12 @@ def estimate(
     Raises:
         CheckpointError: The model's files do not fit it.
     """
-    rows = _rows(plan, size_level_px)
+    rows = square_picture(plan, size_level_px)
     guided = is_guided(guidance)
     found = []
     for number, stored in enumerate(weights):
         on_progress(number, len(weights))
-        run = _Simulation(plan, stored, dtype, kind)
+        run = Simulation(plan, stored, dtype, kind)
         resident = run.stages(rows, guided)
         run.stream()
         streamed = run.stages(rows, guided)
@@ -148,7 +148,15 @@ class _Bytes(NamedTuple):
     """In memory for good where blocks wait in the files."""
 
 
-class _Simulation:
+class Reading(NamedTuple):
+    """What a step reads, and stage → peak beside the weights while it was made."""
+
+    reference: Any
+    features: Any
+    peaks: dict[str, int]
+
+
+class Simulation:
     """One precision of one model on tensors without values.
 
     Args:
@@ -156,9 +164,12 @@ class _Simulation:
         weights: As of `RuntimeConfig`.
         dtype: Compute precision.
         kind: See `estimate`.
+        num_run: Blocks that are left of each row.
     """
 
-    def __init__(self, plan: Blueprint, weights: str, dtype: torch.dtype, kind: str) -> None:
+    def __init__(
+        self, plan: Blueprint, weights: str, dtype: torch.dtype, kind: str, num_run: int = NUM_RUN
+    ) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.kind = kind
         with self.mode:
@@ -175,7 +186,7 @@ class _Simulation:
                 ready = Network(network.model, _as_stored(loader, files, dtype))
                 loader.files = ValuelessFiles(ready, like)
             self.bytes[name] = _count(loader.model, dtype, head_waits=kind == "cuda")
-            _shorten(loader.model)
+            _shorten(loader.model, num_run)
             with self.mode:
                 _, peak = peak_of(loader.load)
             beside = peak - _num_bytes(loader.model.parameters())
@@ -198,35 +209,39 @@ class _Simulation:
         """From now on, blocks are read when they are needed."""
         for loader in self.loaders.values():
             with self.mode:
-                loader.stream(_AtOnce(), StreamTimes())
+                loader.stream(AtOnce(), StreamTimes())
 
-    def stages(self, rows: list[Row], guided: bool) -> dict[str, int]:
-        """Stage → peak of what there is beside the weights that are in memory for good."""
+    def pipeline(self) -> Step1XEditPipeline:
+        """The networks together."""
         networks: dict[str, Any] = {name: each.model for name, each in self.loaders.items()}
-        pipeline = Step1XEditPipeline(
+        made = Step1XEditPipeline(
             processor=self.processor, scheduler=FlowMatchEulerDiscreteScheduler(), vae=self.vae,
             instruction=self.instruction, **networks,
         )  # fmt: skip
-        pipeline.set_progress_bar_config(disable=True)
-        tokens = _longest_tokens(pipeline, rows[0].size, self.instruction, 2 if guided else 1)
-        guidance = 1.0 if guided else -1.0
+        made.set_progress_bar_config(disable=True)
+        return made
 
+    def read(self, pipeline: Step1XEditPipeline, rows: list[Row], num_prompts: int) -> Reading:
+        """What the frozen networks make of a picture and the longest instruction about it."""
+        tokens = _longest_tokens(pipeline, rows[0].size, self.instruction, num_prompts)
         reference, picture = peak_of(lambda: pipeline.encode_references(rows), self.vae)
         features, instruction = peak_of(
             lambda: encode_tokens(pipeline.text_encoder, self.instruction, tokens),
             pipeline.text_encoder,
         )
+        return Reading(reference, features, {"picture": picture, "instruction": instruction})
+
+    def stages(self, rows: list[Row], guided: bool) -> dict[str, int]:
+        """Stage → peak of what there is beside the weights that are in memory for good."""
+        pipeline = self.pipeline()
+        reference, features, peaks = self.read(pipeline, rows, 2 if guided else 1)
+        guidance = 1.0 if guided else -1.0
         made, steps = peak_of(
             lambda: pipeline.denoise(rows, features, reference, 1, guidance, None),
             pipeline.transformer,
         )
         _, decoding = peak_of(lambda: pipeline.decode([made[0]], rows, "pt"), self.vae)
-        return {
-            "picture": picture,
-            "instruction": instruction,
-            "steps": steps,
-            "decoding": decoding,
-        }
+        return {**peaks, "steps": steps, "decoding": decoding}
 
     def with_weights(self, beside: Mapping[str, int], offload: str) -> dict[str, int]:
         """Stage → peak on the device, its weights included.
@@ -268,10 +283,11 @@ class _Simulation:
         return NUM_CACHED * (2 if guided else 1) * tokens * model.inner_dim * itemsize
 
 
-class _AtOnce(Executor):
+class AtOnce(Executor):
     """Carries out in the calling thread, where the tracker sees it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As of `Executor`."""
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
@@ -311,16 +327,16 @@ def _count(model: Any, dtype: torch.dtype, *, head_waits: bool) -> _Bytes:
     return _Bytes(total, device, block, disk)
 
 
-def _shorten(model: Any) -> None:
-    """Leave `NUM_RUN` of each row of equal blocks."""
+def _shorten(model: Any, num_run: int) -> None:
+    """Leave `num_run` of each row of equal blocks."""
     kinds = set(model._no_split_modules)
     for row in list(model.modules()):
         if isinstance(row, nn.ModuleList) and row and type(row[0]).__name__ in kinds:
-            del row[NUM_RUN:]
+            del row[num_run:]
     for module in model.modules():
         whole = getattr(module, "fullatt_block_indexes", None)
-        if whole and max(whole) >= NUM_RUN:  # some attend within windows, some to everything
-            module.fullatt_block_indexes = [NUM_RUN - 1]
+        if whole and max(whole) >= num_run:  # some attend within windows, some to everything
+            module.fullatt_block_indexes = [num_run - 1]
 
 
 def _as_stored(loader: NetworkLoader, files: ValuelessFiles, dtype: torch.dtype) -> dict[str, Any]:
@@ -340,7 +356,7 @@ def _as_stored(loader: NetworkLoader, files: ValuelessFiles, dtype: torch.dtype)
     return places
 
 
-def _rows(plan: Blueprint, size_level_px: int) -> list[Row]:
+def square_picture(plan: Blueprint, size_level_px: int) -> list[Row]:
     """One square picture to edit."""
     size = fit_size(size_level_px, size_level_px, size_level_px)
     channels = plan.networks()["transformer"].model.config["in_channels"]

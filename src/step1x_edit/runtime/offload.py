@@ -4,6 +4,7 @@ Called by `apply`, but where the networks run on the CPU: main memory is where t
 there is nothing to move. Blocks that wait in files are the work of `disk`.
 """
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -66,18 +67,16 @@ def stream_from_memory(model: Any, device: torch.device) -> BlockStream:
     """Bring a model's blocks to the device one by one, and the rest for good.
 
     For the language model, which the pipeline enters through its inner modules: diffusers' hooks
-    stand on the outer one. It runs once an edit, so that there is nothing to gain from more.
+    stand on the outer one. It runs once an edit, so that there is nothing to gain from more. And
+    for a transformer that is trained: diffusers' hooks move a block's adapters with it, away from
+    their gradients, or give them back as they were before the step.
 
     Args:
         model: On the CPU; see `precision.blocks`.
         device: Where it runs.
     """
-    waiting: dict[nn.Parameter, Tensor] = {}
     streamed = [block for _, block in blocks(model)]
-    for block in streamed:
-        for parameter in block.parameters():
-            waiting[parameter] = parameter.data
-            parameter.data = empty_parameter(parameter.shape, parameter.dtype, device).data
+    waiting = _emptied([each for block in streamed for each in block.parameters()], device)
     model.to(device)
 
     def bring(block: nn.Module) -> Weights:
@@ -85,3 +84,35 @@ def stream_from_memory(model: Any, device: torch.device) -> BlockStream:
         return {parameter: waiting[parameter].to(device) for parameter in own}
 
     return BlockStream(streamed, bring, ThreadPoolExecutor(1, "step1x-offload"), StreamTimes())
+
+
+def hold_back(model: Any, device: torch.device) -> Callable[[], None]:
+    """Keep a model's weights in main memory, though it says that it is on the device.
+
+    Adapters that are put on it meanwhile are made on the device.
+
+    Args:
+        model: On the CPU.
+        device: Where it will run.
+
+    Returns:
+        Brings them.
+    """
+    waiting = _emptied(model.parameters(), device)
+    model.to(device)
+
+    def bring() -> None:
+        while waiting:
+            parameter, weight = waiting.popitem()
+            parameter.data = weight.to(device)
+
+    return bring
+
+
+def _emptied(parameters: Iterable[nn.Parameter], device: torch.device) -> Weights:
+    """Take the weights out of parameters, which are on the device from now on."""
+    waiting: Weights = {}
+    for parameter in parameters:
+        waiting[parameter] = parameter.data
+        parameter.data = empty_parameter(parameter.shape, parameter.dtype, device).data
+    return waiting

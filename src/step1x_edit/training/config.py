@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from step1x_edit.checkpoints.catalog import DEFAULT_MODEL
 from step1x_edit.datagen.config import Settings, StreamSettings, first_problem, given, read_yaml
@@ -26,6 +26,7 @@ Shift = Annotated[float, Field(ge=1)]
 ShiftRange = Annotated[tuple[Shift, Shift], BeforeValidator(_both_ends)]
 RELEASED_SHIFT = 3.1582
 Optimizer = Literal["adamw", "adamw8bit"]
+Offload = Literal["none", "block", "disk"]
 LORA_LAYERS = r"(double|single)_blocks\..*"
 """The 304 layers that the released trainer adapts: all of the blocks, modulations too."""
 
@@ -169,6 +170,12 @@ class TuningRun(RunSettings):
     gradient_checkpointing: bool = Field(
         True, description="blocks are computed twice, and their inner values not kept"
     )
+    offload: Offload = Field(
+        "none",
+        description="where the weights of a LoRA run's blocks wait until they are needed. block: "
+        "in main memory, for GPUs. disk: in the model's files, two blocks in memory; slower, the "
+        "same result",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic; auto: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -183,7 +190,7 @@ class TuningRun(RunSettings):
 
     def runtime(self) -> RuntimeConfig:
         """How the model runs."""
-        names = ("dtype", "device", "threads", "offline", "official_source")
+        names = ("dtype", "device", "threads", "offload", "offline", "official_source")
         return RuntimeConfig.checked(**{name: getattr(self, name) for name in names})
 
 
@@ -201,6 +208,16 @@ class LoraRun(TuningRun):
     )
     layouts: tuple[Layout, ...] = Field(("kohya",), min_length=1, description="of the result")
 
+    @model_validator(mode="after")
+    def _blocks_come_back(self) -> "LoraRun":
+        if self.offload != "none" and not self.gradient_checkpointing:
+            raise ValueError(
+                f"offload {self.offload} lets go of a block's weights before their gradient is "
+                "computed: leave gradient_checkpointing on, which brings them back, or set offload "
+                "to none"
+            )
+        return self
+
     def runtime(self) -> RuntimeConfig:
         """How the model runs."""
         return super().runtime().model_copy(update={"weights": self.weights})
@@ -217,6 +234,15 @@ class FullRun(TuningRun):
     layouts: tuple[Literal["diffusers", "official"], ...] = Field(
         ("diffusers", "official"), min_length=1, description="of the result"
     )
+
+    @model_validator(mode="after")
+    def _stays_in_memory(self) -> "FullRun":
+        if self.offload != "none":
+            raise ValueError(
+                f"offload {self.offload}: weights that are trained cannot wait elsewhere: set it "
+                "to none, or train a LoRA (kind: lora)"
+            )
+        return self
 
 
 AnyRun = AutoencoderRun | ReadingRun | EditRun | LoraRun | FullRun

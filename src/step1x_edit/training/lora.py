@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.lora_layouts import Layout, layer_of
@@ -30,7 +31,8 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     """Put an untrained LoRA beside a transformer's layers; it alone can be trained then.
 
     Down matrices are drawn as the released trainer does (He et al. 2015, a = √5), up matrices are
-    zero, so that the model is the same as before. Both are float32, whatever the model is.
+    zero, so that the model is the same as before. Both are float32 and compute in the model's
+    precision, see `MasterLinear`.
 
     Args:
         transformer: Without adapters.
@@ -43,6 +45,7 @@ def put_on(transformer: Any, config: LoraRun) -> None:
 
     groups = _groups(transformer, config.layers)
     names = [name for group in groups for name in group]
+    _refuse_connector(names, config)
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names),  # pyright: ignore[reportArgumentType] - alpha may be a fraction
@@ -56,8 +59,32 @@ def put_on(transformer: Any, config: LoraRun) -> None:
         nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
         shared = nn.Parameter(down.to(layers[0].lora_A[ADAPTER].weight.device))
         for layer in layers:
-            layer.lora_A[ADAPTER].weight = shared
-            layer.lora_B[ADAPTER].float()
+            up = layer.lora_B[ADAPTER].weight
+            layer.lora_A[ADAPTER] = MasterLinear(shared)
+            layer.lora_B[ADAPTER] = MasterLinear(nn.Parameter(up.detach().float()))
+            layer.cast_input_dtype_enabled = False
+
+
+class MasterLinear(nn.Linear):
+    """A float32 matrix that computes in the precision of its input.
+
+    Without autocast, which on a GPU would also compute the norms before it in float32, and PEFT's
+    casts of the input, of which every adapted layer keeps one for its gradient: a third of what a
+    block takes.
+
+    Args:
+        weight: (out, in).
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_parameter("bias", None)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """As of `nn.Linear`."""
+        return functional.linear(input, self.weight.to(input.dtype))
 
 
 def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
@@ -76,6 +103,31 @@ def _groups(transformer: nn.Module, pattern: str) -> list[list[str]]:
             f"layers {pattern!r} fits no layer: the names are as {', '.join([*groups][:3])}"
         )
     return chosen
+
+
+def _refuse_connector(names: list[str], config: LoraRun) -> None:
+    """Its blocks are not run again in the backward pass, when weights that wait would be gone."""
+    outside = [name for name in names if name.startswith("connector.")]
+    if config.offload != "none" and outside:
+        raise InvalidRequest(
+            f"layers {config.layers!r} fits {outside[0]}, which offload {config.offload} leaves "
+            "without its weights when its gradient is computed: leave the connector out, or set "
+            "offload to none"
+        )
+
+
+def matrix_sizes(transformer: nn.Module, config: LoraRun) -> list[int]:
+    """Numbers of each matrix that `put_on` makes.
+
+    Raises:
+        InvalidRequest: As of `put_on`.
+    """
+    sizes = layer_sizes(transformer)
+    downs, ups = [], []
+    for names in _groups(transformer, config.layers):
+        downs.append(config.rank * sizes[names[0]][1])
+        ups += [config.rank * sizes[name][0] for name in names]
+    return downs + ups
 
 
 def taken_from(transformer: nn.Module, alpha: float, dtype: torch.dtype) -> Lora:

@@ -5,6 +5,7 @@ which they leave the device. What the transformer reads while training is what t
 while editing, by the release at hand: same tokens, same ids, same time in [0, 1].
 """
 
+import gc
 import logging
 import shutil
 import signal
@@ -19,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from step1x_edit.editor import Editor
 from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.model.guidance import prepare_ids, resolution_shift
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest
+from step1x_edit.runtime.heap import give_back
 from step1x_edit.runtime.precision import StoredLinear
 from step1x_edit.training import lora, pairs, ranks
 from step1x_edit.training.checkpoint import alone
@@ -41,6 +42,7 @@ from step1x_edit.training.loop import (
 )
 from step1x_edit.training.objective import add_noise, draw_examples, token_weights, velocity_loss
 from step1x_edit.training.optimizers import build_optimizer, check_optimizer
+from step1x_edit.training.placing import Opened, open_model
 from step1x_edit.training.report import Card, write_card
 from step1x_edit.training.watching import Samples, TensorBoard
 
@@ -52,15 +54,16 @@ class Tuning:
 
     Args:
         config: The run's settings.
+        opened: From `open_model`, which is called by default.
 
     Raises:
         InvalidRequest: The model or a layer is unknown, or its weights cannot be trained.
         CheckpointError: The model's files are not what they should be.
     """
 
-    def __init__(self, config: TuningRun) -> None:
+    def __init__(self, config: TuningRun, opened: Opened | None = None) -> None:
         self.config = config
-        self.editor = Editor.load(config.model, config.runtime())
+        self.editor, self.bring_transformer = opened or open_model(config)
         self.pipeline: Step1XEditPipeline = self.editor.pipeline
         self.transformer: Any = self.pipeline.transformer
         self.device: torch.device = self.transformer.device
@@ -111,8 +114,9 @@ class Tuning:
             self.device,
         )
         tokens = noisy if reference is None else torch.cat([noisy, reference.to(noisy)], 1)
-        # What is trained stays in float32 all the same.
-        with torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32):
+        # A whole model that is trained is float32; a LoRA sees to its precision itself.
+        widened = self.dtype != self.transformer.dtype
+        with torch.autocast(self.device.type, self.dtype, widened):
             answer = self.transformer(
                 hidden_states=tokens.to(self.dtype),
                 encoder_hidden_states=batch.features.to(self.device, self.dtype),
@@ -151,6 +155,8 @@ class Tuning:
             self._move_frozen_networks(self._waiting_place)
         else:
             self.pipeline.register_modules(text_encoder=None, vae=None)
+            gc.collect()  # a streamed network and its hooks hold each other
+            give_back()
 
     @contextmanager
     def frozen_networks(self) -> Iterator[None]:
@@ -162,6 +168,8 @@ class Tuning:
             self._move_frozen_networks(self._waiting_place)
 
     def _move_frozen_networks(self, place: torch.device) -> None:
+        if self.config.offload != "none":
+            return  # their blocks wait elsewhere as it is
         for network in (self.pipeline.text_encoder, self.pipeline.vae):
             nn.Module.to(network, place)
 
@@ -246,6 +254,7 @@ def _train(
         )
     if not batches.needs_networks:
         tuning.dismiss_frozen_networks()
+    tuning.bring_transformer()
 
     # 4. The steps.
     results = Results(config, tuning, run, data)
