@@ -28,7 +28,7 @@ from step1x_edit.checkpoints.resolve import look
 from step1x_edit.runtime.blueprint import blueprint
 from step1x_edit.training.memory import estimate, random_batch
 from step1x_edit.training.optimizers import build_optimizer
-from step1x_edit.training.tuning import Tuning, step_generator
+from step1x_edit.training.tuning import Tuning
 from train_memory import lora_run
 
 GOAL_GIB = 12.0
@@ -47,7 +47,7 @@ def train(folder: Path, size_level: int) -> dict[str, Any]:
     times = {"opening_s": time.perf_counter() - started}
 
     started = time.perf_counter()
-    loss = tuning.loss_of(random_batch(tuning), step_generator(0, 0))
+    loss = tuning.loss_of(random_batch(tuning), 0)
     times["forward_s"] = time.perf_counter() - started
     started = time.perf_counter()
     loss.backward()

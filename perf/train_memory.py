@@ -33,7 +33,7 @@ from step1x_edit.runtime.heap import give_back
 from step1x_edit.training.config import LoraRun
 from step1x_edit.training.memory import estimate, random_batch
 from step1x_edit.training.optimizers import build_optimizer
-from step1x_edit.training.tuning import Tuning, step_generator
+from step1x_edit.training.tuning import Tuning
 
 SIZES = (512, 768, 1024)
 PUBLISHED = {
@@ -113,7 +113,7 @@ def steps(run: LoraRun) -> None:
     parameters = [p for p in tuning.trained.parameters() if p.requires_grad]
     optimizer = build_optimizer(run.optimizer, parameters, run.lr, run.weight_decay)
     for step in range(NUM_STEPS):
-        tuning.loss_of(random_batch(tuning), step_generator(0, step)).backward()
+        tuning.loss_of(random_batch(tuning), step).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -22,7 +22,7 @@ from step1x_edit.runtime.peak import PeakTracker
 from step1x_edit.training import lora
 from step1x_edit.training.config import load
 from step1x_edit.training.memory import estimate, random_batch
-from step1x_edit.training.tuning import Tuning, step_generator
+from step1x_edit.training.tuning import Tuning
 
 from ..apps.command import refused
 from ..tuning_runs import settings, write_config
@@ -62,7 +62,7 @@ def peak_of_a_real_step(tuning):
         tracker.know(tensor)
     batch = random_batch(tuning)
     with tracker:
-        tuning.loss_of(batch, step_generator(0, 0)).backward()
+        tuning.loss_of(batch, 0).backward()
     return tracker.peak
 
 

@@ -114,9 +114,16 @@ def test_the_minis_kinds_of_run_are_refused(tmp_path, among):
     assert not config.folder.exists()
 
 
-def test_eight_bits_are_refused(tmp_path, tiny_model, among):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": "adamw8bit"}, r"adamw8bit works in one process, not 2.*adamw"),
+        ({"offload": "disk"}, r"offload disk works in one process, not 2.*none"),
+    ],
+)
+def test_what_one_process_alone_can_do_is_refused(tmp_path, tiny_model, among, given, message):
     among(0, 2)
-    config = run_of(tmp_path / "run", tiny_model, optimizer="adamw8bit")
-    with pytest.raises(InvalidRequest, match=r"adamw8bit works in one process, not 2.*adamw"):
+    config = run_of(tmp_path / "run", tiny_model, **given)
+    with pytest.raises(InvalidRequest, match=message):
         train(config, lambda _: nullcontext())
     assert not config.folder.exists()

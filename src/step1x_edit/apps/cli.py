@@ -255,15 +255,9 @@ def bench_mini(
     editor = _load(model, runtime, quiet=quiet)
     with working("measuring", quiet=quiet, steps=True) as bar:
         scores = minibench.run(
-            editor,
-            items,
-            categories,
-            first=first,
-            out=out,
-            on_item=bar,
-            num_inference_steps=request.num_steps,
-            guidance_scale=request.guidance,
-        )
+            editor, items, categories, first=first, out=out, on_item=bar,
+            num_inference_steps=request.num_steps, guidance_scale=request.guidance,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps([asdict(score) for score in scores]))
     else:

@@ -241,7 +241,7 @@ def _step(tuning: Tuning, lengths: Mapping[str, int]) -> int:
             for index, block in enumerate(row):
                 begin = _begins(pieces, _Place(type(block).__name__, index))
                 hooks.append(block.register_forward_pre_hook(begin, prepend=True))
-        tuning.loss_of(batch, torch.Generator()).backward()
+        tuning.loss_of(batch, 0).backward()
         pieces.begin(_Place())
     for hook in hooks:
         hook.remove()

@@ -14,6 +14,7 @@ from step1x_edit.editor import Editor
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.runtime.apply import choose_device, choose_dtype
 from step1x_edit.runtime.offload import hold_back, park_head, stream_from_memory
+from step1x_edit.training import ranks
 from step1x_edit.training.config import LoraRun, Offload, TuningRun
 
 Opened = tuple[Editor, Callable[[], None]]
@@ -29,7 +30,8 @@ def open_model(config: TuningRun) -> Opened:
     """
     runtime = config.runtime()
     device = choose_device(runtime.device)
-    if not isinstance(config, LoraRun) or config.offload == "disk" or device.type != "cuda":
+    waits = isinstance(config, LoraRun) and device.type == "cuda" and config.offload != "disk"
+    if not waits or ranks.world_size() > 1:  # several processes share the weights out at once
         return Editor.load(config.model, runtime), _there_already
     dtype = str(choose_dtype(runtime.dtype, device)).removeprefix("torch.")
     in_memory = {"device": "cpu", "dtype": dtype, "offload": "none"}

@@ -219,6 +219,8 @@ def train(
     # 1. What can be refused, before anything is loaded.
     if config.optimizer == "adamw8bit":  # its blocks of 256 numbers do not end where parts do
         ranks.refuse_several("adamw8bit works", "give adamw")
+    if config.offload != "none":
+        ranks.refuse_several(f"offload {config.offload} works", "they share the weights out: none")
     check_optimizer(config.optimizer)
     requests = Samples.requests(config)
     with stage("looking at the data") as advance:
