@@ -49,6 +49,7 @@ def train(folder: Path, size_level: int) -> dict[str, Any]:
     started = time.perf_counter()
     loss = tuning.loss_of(random_batch(tuning), 0)
     times["forward_s"] = time.perf_counter() - started
+    print(json.dumps(times), file=sys.stderr)
     started = time.perf_counter()
     loss.backward()
     times["backward_s"] = time.perf_counter() - started

@@ -71,9 +71,9 @@ def table(sizes: Sequence[int]) -> tuple[list[str], list[str]]:
             for each in estimates:
                 row = peaks.setdefault((each.weights, each.offload), {})
                 row.setdefault(optimizer, []).append(each.stages["steps"] / 1e9)
-                row.setdefault("before", []).append(
-                    max(peak for stage, peak in each.stages.items() if stage != "steps") / 1e9
-                )
+                if optimizer == "adamw8bit":
+                    before = [peak for stage, peak in each.stages.items() if stage != "steps"]
+                    row.setdefault("before", []).append(max(before) / 1e9)
     head = " / ".join(map(str, sizes))
     lines = [
         f"| weights | offload | adamw8bit, GB at {head} | adamw | released | reading data |",
@@ -91,7 +91,7 @@ def table(sizes: Sequence[int]) -> tuple[list[str], list[str]]:
         ]
         cells = [
             weights, offload, _figures(ours), _figures(row["adamw"]),
-            f"{name}: {_figures(theirs)}" if theirs else "", _figures(row["before"][: len(sizes)]),
+            f"{name}: {_figures(theirs)}" if theirs else "", _figures(row["before"]),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     least = min(row["adamw8bit"][-1] for (_, waits), row in peaks.items() if waits in WAITING)

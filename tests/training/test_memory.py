@@ -13,6 +13,7 @@ import torch
 from step1x_edit.apps import cli
 from step1x_edit.apps.training_fit import choose
 from step1x_edit.checkpoints.resolve import look
+from step1x_edit.editor import Editor
 from step1x_edit.model.config import tiny_transformer
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 from step1x_edit.runtime.blueprint import blueprint
@@ -87,16 +88,16 @@ def test_a_step_is_that_of_a_real_one(deep_model, tmp_path, weights):
     assert foretold[weights, "none"].stages["steps"] - beside == pytest.approx(peak, rel=0.03)
     if weights == "fp8":
         return
-    # Blocks that wait: read where the tracker sees it.
-    fresh = Tuning(config)
-    stream = stream_from_memory(fresh.transformer, torch.device("cpu"))
+    # Blocks that wait, read where the tracker sees it.
+    editor = Editor.load(str(deep_model), config.runtime())
+    stream = stream_from_memory(editor.pipeline.transformer, torch.device("cpu"))
     stream._reader = AtOnce()
     read = stream._read
-    stream._read = lambda block: {
-        p: w if p.requires_grad else w.clone() for p, w in read(block).items()
-    }
-    beside = foretold[weights, "disk"].stages["steps"] - peak_of_a_real_step(fresh)
-    assert beside == pytest.approx(frozen_bytes(fresh) + 3 * trained_bytes(real), rel=0.05)
+    stream._read = lambda block: {p: weight.clone() for p, weight in read(block).items()}
+    waiting = Tuning(config, (editor, lambda: None))
+    beside = frozen_bytes(waiting) + 3 * trained_bytes(waiting)
+    peak = peak_of_a_real_step(waiting)
+    assert foretold[weights, "disk"].stages["steps"] - beside == pytest.approx(peak, rel=0.03)
 
 
 def test_what_costs_and_what_saves(deep_model, tmp_path):
