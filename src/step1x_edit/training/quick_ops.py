@@ -29,6 +29,12 @@ def chunks(batch: int, values: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, batch, size))
 
 
+def _linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # The product that `torch.compile` uses: `linear` writes the bias out first and reads it back,
+    # which costs half as much again at these sizes.
+    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+
+
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, *parameters: Tensor) -> Tensor:
@@ -37,10 +43,7 @@ class _Project(torch.autograd.Function):
         bias = torch.cat([part.to(tokens.dtype) for part in biases])
         ctx.save_for_backward(tokens, weight)
         ctx.sizes = [len(part) for part in weights]
-        ctx.dtypes = [part.dtype for part in parameters]
-        # The product that `torch.compile` uses: `linear` writes the bias out first and reads it
-        # back, which costs half as much again at these sizes.
-        return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+        return _linear(tokens, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -53,11 +56,18 @@ class _Project(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grads[0] = (grad @ weight).view(tokens.shape)
         if any(ctx.needs_input_grad[1:]):
-            grad_weight = grad.T @ tokens.flatten(0, -2)
+            grad_weight = _outer(grad, tokens.flatten(0, -2))
             pairs = zip(grad_weight.split(ctx.sizes), grad.sum(0).split(ctx.sizes), strict=True)
             flat = (part for pair in pairs for part in pair)
-            grads[1:] = [part.to(dtype) for part, dtype in zip(flat, ctx.dtypes, strict=True)]
+            grads[1:] = [part.float() for part in flat]
         return tuple(grads)
+
+
+def _outer(grad: Tensor, tokens: Tensor) -> Tensor:
+    """``grad.T @ tokens``, whose narrower factor is turned first: the product's own way is slow."""
+    if grad.shape[1] >= tokens.shape[1]:
+        return (tokens.T.contiguous() @ grad).T.contiguous()
+    return grad.T.contiguous() @ tokens
 
 
 def project(
@@ -66,6 +76,40 @@ def project(
     """Outputs of linear layers over the same tokens, side by side: one product for all of them."""
     parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
     return cast("Tensor", _Project.apply(tokens.contiguous(), *parameters))
+
+
+class _ProjectPair(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        widths = [first.shape[-1], second.shape[-1]]
+        parts = [part.to(first.dtype).contiguous() for part in weight.split(widths, 1)]
+        ctx.save_for_backward(first, second, *parts)
+        out = _linear(second, parts[1], bias.to(first.dtype))
+        return out.add_(_linear(first, parts[0], None))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first, second, *weights = ctx.saved_tensors
+        grad = grad_outputs[0].flatten(0, -2)
+        turned = grad.T.contiguous()
+        grad_weight = torch.cat([turned @ part.flatten(0, -2) for part in (first, second)], 1)
+        grads = [
+            (grad @ weight).view(part.shape)
+            for weight, part in zip(weights, (first, second), strict=True)
+        ]
+        return grads[0], grads[1], grad_weight.float(), grad.sum(0).float()
+
+
+def project_pair(
+    first: Float[Tensor, "batch tokens one"],
+    second: Float[Tensor, "batch tokens two"],
+    layer: nn.Linear,
+) -> Float[Tensor, "batch tokens outs"]:
+    """A linear layer over two inputs that its plain form would write side by side first."""
+    return cast("Tensor", _ProjectPair.apply(first, second, layer.weight, layer.bias))
 
 
 class _ModulatedNorm(torch.autograd.Function):
@@ -157,19 +201,27 @@ def _turn(heads: Tensor, weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _turn_back(
-    grad: Tensor, heads: Tensor, weight: Tensor, table: Tensor, inverse_rms: Tensor, out: Tensor
-) -> Tensor:
-    """Write the gradient of `heads` to `out`; return that of `weight`."""
+    grad: Tensor,
+    heads: Tensor,
+    weight: Tensor,
+    table: Tensor,
+    inverse_rms: Tensor,
+    out: Tensor,
+    grad_weight: Tensor,
+) -> None:
+    """Write the gradient of `heads` to `out` (B, N, H D); add that of `weight`, head by head."""
     wide = torch.empty(heads.shape)
     wide.copy_(grad.unflatten(0, (len(heads), -1)).transpose(1, 2))
     _pairs(wide).mul_(table.conj())
-    normed = heads * inverse_rms  # float32
+    normed = heads.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    normed.mul_(inverse_rms)
     product = wide * normed
-    grad_weight = product.sum((0, 2), keepdim=True)[0]  # (N, 1, D)
+    # Sums as products with ones: many times faster than `sum` over these dimensions.
+    grad_weight.view(-1).addmv_(product.flatten(1).T, product.new_ones(len(product)))
     # The norm lets no gradient through along its own direction.
-    along = product.mul_(weight).sum(-1, keepdim=True).div_(-heads.shape[-1])
-    out.copy_(wide.mul_(weight).addcmul_(normed, along).mul_(inverse_rms))
-    return grad_weight
+    mean = product.new_full((heads.shape[-1],), -1 / heads.shape[-1])
+    along = (product.mul_(weight) @ mean)[..., None]
+    out.copy_(wide.mul_(weight).addcmul_(normed, along).mul_(inverse_rms).flatten(-2))
 
 
 def _by_head(heads: Tensor) -> Tensor:
@@ -177,44 +229,43 @@ def _by_head(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(0, 1)
 
 
-class _Branches(torch.autograd.Function):
+def _by_token(heads: Tensor, out: Tensor) -> None:
+    """Write (B H, N, D) to `out`, (B, N, H D)."""
+    by_sample = heads.unflatten(0, (len(out), -1)).transpose(1, 2)
+    out.unflatten(-1, by_sample.shape[2:]).copy_(by_sample)
+
+
+class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        query_mlp: Tensor,
+        query: Tensor,
         key_value: Tensor,
         query_weight: Tensor,
         key_weight: Tensor,
         table: Tensor,
         query_table: Tensor,
         column_bias: Tensor | None,
-        gelu: str,
     ) -> Tensor:
-        dim, heads = key_value.shape[-1] // 2, (-1, key_weight.shape[-1])
-        out = query_mlp.new_empty(query_mlp.shape)
+        heads = (-1, key_weight.shape[-1])
+        out = torch.empty_like(query)
         saved: list[Tensor] = []
-        parts = list(chunks(len(query_mlp), key_value[0].numel()))
+        parts = list(chunks(len(query), key_value[0].numel()))
         for part in parts:
-            query, query_rms = _turn(
-                query_mlp[part][..., :dim].unflatten(-1, heads), query_weight, query_table
-            )
+            asking, query_rms = _turn(query[part].unflatten(-1, heads), query_weight, query_table)
             key, value = key_value[part].unflatten(-1, heads).chunk(2, 2)
             key, key_rms = _turn(key, key_weight, table)
-            scores = torch.bmm(query, key.transpose(1, 2))
+            scores = torch.bmm(asking, key.transpose(1, 2))
             if column_bias is not None:
                 own = column_bias[part]
                 view = scores.unflatten(0, (len(own), -1))[..., : own.shape[-1]]
                 view += own[:, None, None]
             shares = scores.softmax(-1)
-            attended = torch.bmm(shares, _by_head(value)).unflatten(0, (-1, value.shape[2]))
-            out[part][..., :dim].unflatten(-1, heads).copy_(attended.transpose(1, 2))
-            torch.ops.aten.gelu.out(
-                query_mlp[part][..., dim:], approximate=gelu, out=out[part][..., dim:]
-            )
-            saved += [query, query_rms, key, key_rms, shares]
-        ctx.parts, ctx.gelu = parts, gelu
+            _by_token(torch.bmm(shares, _by_head(value)), out[part])
+            saved += [asking, query_rms, key, key_rms, shares]
+        ctx.parts = parts
         tables = (query_weight, key_weight, table, query_table)
-        ctx.save_for_backward(query_mlp, key_value, *tables, *saved)
+        ctx.save_for_backward(query, key_value, *tables, *saved)
         return out
 
     @staticmethod
@@ -223,66 +274,53 @@ class _Branches(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         grad = grad_outputs[0]
-        query_mlp, key_value, query_weight, key_weight, table, query_table, *saved = (
+        query_in, key_value, query_weight, key_weight, table, query_table, *saved = (
             ctx.saved_tensors
         )
-        dim, heads = key_value.shape[-1] // 2, (-1, key_weight.shape[-1])
-        grad_query_mlp, grad_key_value = torch.empty_like(query_mlp), torch.empty_like(key_value)
-        grad_query_weight = torch.zeros(query_mlp.shape[1], 1, heads[1])
-        grad_key_weight = torch.zeros(key_value.shape[1], 1, heads[1])
+        heads = (query_in.shape[-1] // key_weight.shape[-1], key_weight.shape[-1])
+        grad_query, grad_key_value = torch.empty_like(query_in), torch.empty_like(key_value)
+        grad_query_weight = torch.zeros(query_in.shape[1], *heads)
+        grad_key_weight = torch.zeros(key_value.shape[1], *heads)
         for number, part in enumerate(ctx.parts):
             query, query_rms, key, key_rms, shares = saved[5 * number : 5 * number + 5]
-            query_in = query_mlp[part][..., :dim].unflatten(-1, heads)
-            key_in, value = key_value[part].unflatten(-1, heads).chunk(2, 2)
-            grad_query = grad_query_mlp[part][..., :dim].unflatten(-1, heads)
-            grad_key, grad_value = grad_key_value[part].unflatten(-1, heads).chunk(2, 2)
+            key_in, value = key_value[part].unflatten(-1, (-1, heads[1])).chunk(2, 2)
+            grad_key, grad_value = grad_key_value[part].chunk(2, -1)
 
-            attended = _by_head(grad[part][..., :dim].unflatten(-1, heads))
-            by_head = torch.bmm(shares.transpose(1, 2), attended)
-            grad_value.copy_(by_head.unflatten(0, (len(value), -1)).transpose(1, 2))
+            attended = _by_head(grad[part].unflatten(-1, heads))
+            _by_token(torch.bmm(shares.transpose(1, 2), attended), grad_value)
             grad_shares = torch.bmm(attended, _by_head(value).transpose(1, 2))
             scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-            grad_query_weight += _turn_back(
-                torch.bmm(scores, key), query_in, query_weight, query_table, query_rms, grad_query
-            )
-            grad_key_weight += _turn_back(
-                torch.bmm(scores.transpose(1, 2), query),
-                key_in, key_weight, table, key_rms, grad_key,
+            _turn_back(
+                torch.bmm(scores, key), query_in[part].unflatten(-1, heads),
+                query_weight, query_table, query_rms, grad_query[part], grad_query_weight,
             )  # fmt: skip
-            torch.ops.aten.gelu_backward.grad_input(
-                grad[part][..., dim:],
-                query_mlp[part][..., dim:],
-                approximate=ctx.gelu,
-                grad_input=grad_query_mlp[part][..., dim:],
-            )
-        weights = (grad_query_weight, grad_key_weight)
-        return grad_query_mlp, grad_key_value, *weights, None, None, None, None
+            _turn_back(
+                torch.bmm(scores.transpose(1, 2), query), key_in,
+                key_weight, table, key_rms, grad_key, grad_key_weight,
+            )  # fmt: skip
+        weights = (part.sum(1, keepdim=True) for part in (grad_query_weight, grad_key_weight))
+        return grad_query, grad_key_value, *weights, None, None, None
 
 
-def branches(
-    query_mlp: Float[Tensor, "batch queries outs"],
+def attend(
+    query: Float[Tensor, "batch queries dim"],
     key_value: Float[Tensor, "batch tokens twice_dim"],
     query_weight: Float[Tensor, "queries 1 head_dim"],
     key_weight: Float[Tensor, "tokens 1 head_dim"],
     table: Complex64[Tensor, "tokens 1 pairs"],
     query_table: Complex64[Tensor, "queries 1 pairs"],
     column_bias: Float[Tensor, "batch columns"] | None = None,
-    gelu: str = "none",
-) -> Float[Tensor, "batch queries outs"]:
-    """Joint attention, and beside it the GELU of an MLP's hidden values.
+) -> Float[Tensor, "batch queries dim"]:
+    """Joint attention with normalised and turned queries and keys.
 
     Args:
-        query_mlp: Queries of all heads, then hidden values of an MLP, or none.
+        query: Queries of all heads.
         key_value: Keys of all heads, then values.
         query_weight: Norm of the queries, token by token, times the scale of the scores.
         key_weight: Norm of the keys.
         table: `rotary_table` of the tokens, and with
         query_table: that of those which ask.
         column_bias: Added to the scores of the first tokens.
-        gelu: Its form, as in `nn.GELU`.
-
-    Returns:
-        What the heads gathered, then the MLP's activations.
     """
     tables = (query_weight, key_weight, table, query_table)
-    return cast("Tensor", _Branches.apply(query_mlp, key_value, *tables, column_bias, gelu))
+    return cast("Tensor", _Attend.apply(query, key_value, *tables, column_bias))
