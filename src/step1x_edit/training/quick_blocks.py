@@ -1,4 +1,4 @@
-"""The transformer's blocks in the form that trains fastest on a CPU; the network itself stays as is.
+"""The transformer's blocks in the form that trains fastest on a CPU; the network stays as it is.
 
 `quicken` gives every block another `forward` over the same parameters, made of `quick_ops`. Besides
 that, two kinds of work are left out that no result depends on: padding tokens of a sample are all
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Complex64, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from step1x_edit.model.blocks import (
@@ -43,7 +43,7 @@ class QuickBlocks:
         self.padding_bias: Float[Tensor, "batch columns"] | None = None
         """Added to the scores of the text tokens: how many each one stands for, as a logarithm."""
         self.num_targets: int | None = None
-        """Picture tokens that the last block answers for; None: all."""
+        """How many picture tokens the last block answers for, the first ones; None: all."""
         self._blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         last = self._blocks[-1]
         for block in self._blocks:
@@ -151,6 +151,11 @@ class QuickBlocks:
             return encoder_hidden_states, out
         text, image = out.split([num_text, hidden_states.shape[1]], 1)
         return text, image
+
+
+def can_quicken() -> bool:
+    """Whether this machine's processor multiplies bfloat16 matrices, which is what it is for."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def quicken(transformer: Step1XEditTransformer2DModel) -> QuickBlocks:
