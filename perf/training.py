@@ -11,7 +11,7 @@ mini and the same batches:
 - plain: bfloat16 autocast and AdamW, transformers' and diffusers' modules as they come;
 - version 0: the loop of the first weights: Muon, one batched vision tower, written-out attention of
   the language model, exact GELU, channels-last autoencoder;
-- now: `quick_blocks` besides.
+- now: the blocks of `quick_blocks` and the convolutions of `quick_encoder` besides.
 
 Freed memory is kept for all three. "Of the matrix rate" counts a step as 6 x parameters x tokens
 (transformer and connector; padding, target and reference tokens); "multiplied" counts what version
@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from diffusers import AutoencoderDC
 from diffusers.models.activations import GELU
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -50,6 +51,7 @@ class Loop:
         if kind != "now" and self.training.quick is not None:
             self.training.quick.remove()
             self.training.quick = None
+            self.training.vae = read_vae()
         if kind == "plain":
             self._undo_the_rest()
         self.parameters = list(self.training.trained.parameters())
@@ -86,6 +88,13 @@ class Loop:
         return loss
 
 
+def read_vae() -> AutoencoderDC:
+    """The autoencoder as it comes, but for its layout in memory."""
+    vae = AutoencoderDC.from_pretrained(MINI_FOLDER / "vae").requires_grad_(False).eval()
+    nn.Module.to(vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
+    return vae
+
+
 def timed(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds by the clock, and of processor time."""
     clock, processor = time.perf_counter(), time.process_time()
@@ -116,9 +125,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        config = EditRun(
-            kind="edit", folder=Path(folder), vae=MINI_FOLDER / "vae", num_steps=1,
-            processor=MINI_FOLDER / "processor", start=MINI_FOLDER, time_shift=(3.0, 60.0),
+        config = EditRun.model_validate(
+            {
+                "kind": "edit", "folder": folder, "vae": MINI_FOLDER / "vae", "num_steps": 1,
+                "processor": MINI_FOLDER / "processor", "start": MINI_FOLDER,
+                "time_shift": [3.0, 60.0],
+            }
         )  # fmt: skip
         loops = {kind: Loop(config, kind) for kind in ("plain", "version 0", "now")}
     batches = draw(loops["now"].training, args.batch, 3)

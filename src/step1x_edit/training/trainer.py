@@ -35,6 +35,7 @@ from step1x_edit.training.objective import (
     velocity_loss,
 )
 from step1x_edit.training.quick_blocks import QuickBlocks, can_quicken, quicken
+from step1x_edit.training.quick_encoder import fold_downsampling
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,6 @@ class EditTraining:
                 module.approximate = "none"
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
-        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
         if not config.train_reading:
             text_encoder.requires_grad_(False)
             self.transformer.connector.requires_grad_(False)
@@ -90,6 +90,8 @@ class EditTraining:
         self.quick: QuickBlocks | None = None
         if config.bf16 and can_quicken():
             self.quick = quicken(self.transformer)
+            fold_downsampling(self.vae)
+        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
         self._head_reads_last = blocks[middle + 1] is blocks[-1]
         self.trained = nn.ModuleDict(
             {
