@@ -43,7 +43,8 @@ class QuickBlocks:
         self.padding_bias: Float[Tensor, "batch columns"] | None = None
         """Added to the scores of the text tokens: how many each one stands for, as a logarithm."""
         self.num_targets: int | None = None
-        """How many picture tokens the last block answers for, the first ones; None: all."""
+        """How many picture tokens, the first ones, the last block answers for; None: all. It gives
+        zeros for the others."""
         self._blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         last = self._blocks[-1]
         for block in self._blocks:
@@ -148,7 +149,8 @@ class QuickBlocks:
         update = project_pair(attended, hidden, block.proj_out)
         out = gated_sum(tokens[:, asked], gate, update)
         if out.shape[1] < tokens.shape[1]:
-            return encoder_hidden_states, out
+            rest = hidden_states.shape[1] - out.shape[1]
+            return encoder_hidden_states, nn.functional.pad(out, (0, 0, 0, rest))
         text, image = out.split([num_text, hidden_states.shape[1]], 1)
         return text, image
 
