@@ -1,6 +1,6 @@
 """Speed of the mini's training step against the machine's matrix rate and against plain loops.
 
-    python perf/training.py --out perf/results/training_step.md
+    python perf/training.py --out perf/results/training.md
 
 Everything takes turns in one process (a large bfloat16 matrix product, a plain loop, version 0's
 loop, today's, the product again, ...), so that whatever else the machine does falls on all of them;
@@ -167,7 +167,9 @@ def main() -> None:
     print(table, end="")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(table, encoding="utf-8")
+        before = args.out.read_text(encoding="utf-8") if args.out.exists() else ""
+        _, heading, notes = before.partition("\n## ")  # written by hand; they stay
+        args.out.write_text(table + heading + notes, encoding="utf-8")
 
 
 def as_markdown(
