@@ -15,13 +15,14 @@ mini and the same batches:
 
 Freed memory is kept for all three. "Of the matrix rate" counts a step as 6 x parameters x tokens
 (transformer and connector; padding, target and reference tokens); "multiplied" counts what version
-0's step really multiplies.
+0's loss and gradient really multiply, for all three.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -40,6 +41,7 @@ from step1x_edit.training.heap import keep_freed_memory
 from step1x_edit.training.trainer import EditTraining, optimizers_of
 
 MATRIX_SIDE = 2048
+PRODUCT_FLOPS = 8 * 2 * MATRIX_SIDE**3
 CLIP_NORM = 1.0
 
 
@@ -112,7 +114,7 @@ def draw(training: EditTraining, batch_size: int, count: int) -> list[EditBatch]
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="sizes")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--out", type=Path, help="write the table, as Markdown")
@@ -133,7 +135,24 @@ def main() -> None:
             }
         )  # fmt: skip
         loops = {kind: Loop(config, kind) for kind in ("plain", "version 0", "now")}
-    batches = draw(loops["now"].training, args.batch, 3)
+    header = ", ".join(
+        f"{name} {value}"
+        for name, value in {
+            **machine.describe(), "threads": torch.get_num_threads(), "turns": args.turns,
+        }.items()
+    )  # fmt: skip
+    table = "\n".join([header, *(measure(loops, size, args.turns) for size in args.batch)])
+    print(table, end="")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        before = args.out.read_text(encoding="utf-8") if args.out.exists() else ""
+        _, heading, notes = before.partition("\n## ")  # written by hand; they stay
+        args.out.write_text(table + heading + notes, encoding="utf-8")
+
+
+def measure(loops: dict[str, Loop], batch_size: int, num_turns: int) -> str:
+    """The table of one batch size."""
+    batches = draw(loops["now"].training, batch_size, 3)
     losses: dict[str, float] = {}
     for kind, loop in loops.items():  # also warms up
         torch.manual_seed(0)
@@ -143,54 +162,48 @@ def main() -> None:
     loops["version 0"].training.trained.zero_grad(set_to_none=True)
 
     matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, dtype=torch.bfloat16)
-    turns: list[dict[str, tuple[float, float]]] = []
-    for number in range(args.turns + 1):
+    turns: list[Turn] = []
+    for number in range(num_turns + 1):
         batch = batches[number % len(batches)]
-        turn = {"matrix": timed(lambda: [matrix @ matrix for _ in range(8)])}
-        turn |= {
-            kind: timed(lambda loop=loop, b=batch: loop.step(b)) for kind, loop in loops.items()
-        }
+        turn = Turn()
+        for kind, loop in loops.items():
+            turn.products.append(timed(lambda: [matrix @ matrix for _ in range(8)]))
+            turn.steps[kind] = timed(lambda loop=loop, batch=batch: loop.step(batch))
+        turn.products.append(timed(lambda: [matrix @ matrix for _ in range(8)]))
         turns.append(turn)
-    turns = turns[1:]
 
     transformer = loops["now"].training.transformer
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     text = loops["now"].training.encoder.config.max_length
-    tokens = args.batch * (text + batches[0].labels.shape[1])
-    about = {
-        **machine.describe(), "threads": torch.get_num_threads(), "batch": args.batch,
-        "turns": args.turns, "parameters": num_parameters, "tokens": tokens,
-    }  # fmt: skip
-    table = as_markdown(
-        about, turns, losses, 6 * num_parameters * tokens, counter.get_total_flops()
-    )
-    print(table, end="")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        before = args.out.read_text(encoding="utf-8") if args.out.exists() else ""
-        _, heading, notes = before.partition("\n## ")  # written by hand; they stay
-        args.out.write_text(table + heading + notes, encoding="utf-8")
+    tokens = batch_size * (text + batches[0].labels.shape[1])
+    title = f"Batch {batch_size}: {num_parameters} parameters, {tokens} tokens."
+    flops = (6 * num_parameters * tokens, counter.get_total_flops())
+    return f"\n{title} {as_markdown(turns[1:], losses, *flops)}"
+
+
+@dataclass
+class Turn:
+    """Seconds by the clock and of processor time."""
+
+    steps: dict[str, tuple[float, float]] = field(default_factory=dict)
+    products: list[tuple[float, float]] = field(default_factory=list)
+    """Eight matrix products before each step, and after the last."""
+
+    def of_matrix(self, kind: str, flops: int, which: int) -> float:
+        """A step's rate over that of the products around it."""
+        place = list(self.steps).index(kind)
+        around = (self.products[place][which] + self.products[place + 1][which]) / 2
+        return flops / self.steps[kind][which] / (PRODUCT_FLOPS / around)
 
 
 def as_markdown(
-    about: dict[str, object],
-    turns: list[dict[str, tuple[float, float]]],
-    losses: dict[str, float],
-    model_flops: int,
-    counted_flops: int,
+    turns: list[Turn], losses: dict[str, float], model_flops: int, counted_flops: int
 ) -> str:
-    """The table, under a line that says what was measured."""
-
-    def of_matrix(kind: str, flops: int, which: int) -> float:
-        product = 8 * 2 * MATRIX_SIDE**3
-        rates = [flops / t[kind][which] / (product / t["matrix"][which]) for t in turns]
-        return median(rates)
-
-    rate = 8 * 2 * MATRIX_SIDE**3 / median(turn["matrix"][1] for turn in turns) / 1e12
+    """The table, under a line that says what was counted."""
+    rates = [PRODUCT_FLOPS / product[1] / 1e12 for turn in turns for product in turn.products]
     lines = [
-        ", ".join(f"{name} {value}" for name, value in about.items()),
-        "",
-        f"Matrix product: {rate:.2f} TFLOP per second of processor time. A step: "
+        f"Matrix product: {median(rates):.2f} TFLOP per second of processor time "
+        f"({min(rates):.2f} to {max(rates):.2f}). A step: "
         f"{model_flops / 1e12:.3f} TFLOP as 6 x parameters x tokens, {counted_flops / 1e12:.3f} "
         "multiplied by version 0's.",
         "",
@@ -199,15 +212,18 @@ def as_markdown(
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, loss in losses.items():
-        clock, processor = (median(turn[kind][i] for turn in turns) for i in (0, 1))
+        clock, processor = (median(turn.steps[kind][i] for turn in turns) for i in (0, 1))
         beside = [
-            median(turn[other][1] / turn[kind][1] for turn in turns)
+            median(turn.steps[other][1] / turn.steps[kind][1] for turn in turns)
             for other in ("plain", "version 0")
+        ]
+        shares = [
+            median(turn.of_matrix(kind, flops, which) for turn in turns)
+            for flops, which in ((model_flops, 1), (model_flops, 0), (counted_flops, 1))
         ]
         lines.append(
             f"| {kind} | {loss:.4f} | {clock:.2f} | {processor:.2f} | {beside[0]:.2f} "
-            f"| {beside[1]:.2f} | {of_matrix(kind, model_flops, 1):.2f} "
-            f"| {of_matrix(kind, model_flops, 0):.2f} | {of_matrix(kind, counted_flops, 1):.2f} |"
+            f"| {beside[1]:.2f} | {shares[0]:.2f} | {shares[1]:.2f} | {shares[2]:.2f} |"
         )
     return "\n".join(lines) + "\n"
 
