@@ -22,6 +22,7 @@ from step1x_edit.model.instruction import InstructionEncoder, load_text_encoder
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, encode_pictures
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
+from step1x_edit.runtime.heap import keep_freed_memory
 from step1x_edit.training.alignment import SceneHead
 from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
@@ -33,6 +34,8 @@ from step1x_edit.training.objective import (
     token_weights,
     velocity_loss,
 )
+from step1x_edit.training.quick_blocks import QuickBlocks, can_quicken, quicken
+from step1x_edit.training.quick_encoder import fold_downsampling
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,6 @@ class EditTraining:
                 module.approximate = "none"
         self.encoder = InstructionEncoder(text_encoder, processor, INSTRUCTION)
         self.vae = AutoencoderDC.from_pretrained(config.vae).requires_grad_(False).eval()
-        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
         if not config.train_reading:
             text_encoder.requires_grad_(False)
             self.transformer.connector.requires_grad_(False)
@@ -85,6 +87,12 @@ class EditTraining:
         self.scene_head = SceneHead(
             blocks[0], blocks[middle], blocks[middle + 1], self.transformer.inner_dim
         )
+        self.quick: QuickBlocks | None = None
+        if config.bf16 and can_quicken():
+            self.quick = quicken(self.transformer)
+            fold_downsampling(self.vae)
+        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - stubs lack it
+        self._head_reads_last = blocks[middle + 1] is blocks[-1]
         self.trained = nn.ModuleDict(
             {
                 "transformer": self.transformer,
@@ -101,6 +109,10 @@ class EditTraining:
             target = self._tokens(batch.target)
             reference = None if batch.source is None else self._tokens(batch.source)
             features = self.encoder.encode(batch.instructions)
+            if self.quick is not None:
+                num_image = target.shape[1] * (1 if reference is None else 2)
+                features = self.quick.trim(features, num_image)
+                self.quick.num_targets = None if self._head_reads_last else target.shape[1]
             noise = torch.randn_like(target)
             times = sample_times(len(target), self.config.time_shift)
             noisy = add_noise(target, noise, times)
@@ -218,6 +230,7 @@ def train(config: EditRun, watch: Watch | None = None) -> signal.Signals | None:
     Returns:
         The signal that stopped the run; None when it is complete.
     """
+    keep_freed_memory()
     training = EditTraining(config)
     share = config.reading_lr_share if config.train_reading else 1.0
     optimizers, lr_scales = optimizers_of(training.trained, config.lr, share)
