@@ -202,5 +202,5 @@ def test_one_step_of_any_size_is_made_and_cleaned_up_after(tmp_path):
     assert done.returncode == 0, done.stderr
     step = json.loads((tmp_path / "result.json").read_text())["step"]
     assert 0.1 < step["peak_resident_gib"] < 2
-    assert 0 < step["matrices_with_gradient"] < step["matrices"] == step["matrices_changed"]
+    assert 0 < step["matrices_with_gradient"] <= step["matrices_changed"] <= step["matrices"]
     assert list((tmp_path / "models").iterdir()) == []
