@@ -17,15 +17,14 @@ LARGEST_KEPT = 2**30
 
 
 def keep_nothing_large() -> None:
-    """From now on give freed tensors of 1 MiB and more back at once: a model takes no more than it
-    needs. Called by `apply`.
-    """
+    """Give freed tensors of 1 MiB and more back at once from now on. Called by `apply`."""
     _set_option(_MMAP_THRESHOLD, LARGE)
 
 
 def keep_freed_memory() -> None:
-    """From now on keep freed tensors of up to 1 GiB: a training step asks for the same ones as the
-    step before. Called by `training.trainer`.
+    """Keep freed tensors of up to 1 GiB from now on.
+
+    A training step asks for the same ones as the step before. Called by `training.trainer`.
     """
     _set_option(_MMAP_THRESHOLD, LARGEST_KEPT)
     _set_option(_TRIM_THRESHOLD, 2 * LARGEST_KEPT - 1)
