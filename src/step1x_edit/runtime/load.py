@@ -175,7 +175,9 @@ class NetworkLoader:
         if self._file_precision(name) == linear.precision:
             bits = self.files.read(key)
             return Stored(bits.view(linear.weight.dtype), self._read_scale(key, len(bits)))
-        return store(self._read_dense(key, torch.float32), linear.precision)
+        has_numbers = self._file_precision(name) is None
+        dense = self.files.read(key) if has_numbers else self._read_dense(key, torch.float32)
+        return store(dense, linear.precision)
 
     def _read_dense(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor as numbers, whatever the file has."""

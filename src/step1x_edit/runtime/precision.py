@@ -20,6 +20,8 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
 INT4_GROUP = 32
 """Neighbouring weights of a row that share a scale in int4."""
+STORED_AT_ONCE = 2**21
+"""Numbers of a weight that are float32 at a time: of a large one, several copies would be."""
 SCALE = "weight_scale"
 _MODULATIONS = ("norm", "adaLN_modulation")
 
@@ -102,8 +104,10 @@ FILE_DTYPES: dict[torch.dtype, Precision] = {
 
 
 def store(weight: Tensor, precision: Precision) -> Stored:
-    """Store a weight (out, in) in few bits."""
-    return _STORE[precision](weight.float())
+    """Store a weight (out, in) of any floating type in few bits, some rows at a time."""
+    rows = weight.split(max(1, STORED_AT_ONCE // weight.shape[1]))
+    parts = [_STORE[precision](some.float()) for some in rows]
+    return Stored(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def bits_shape(shape: Sequence[int], precision: Precision) -> tuple[int, ...]:
