@@ -1,7 +1,7 @@
 """The memory that LoRA training would take, beside the released trainer's figures, and a check.
 
     python perf/train_memory.py [--out perf/results/train_memory.md] [--only table|check]
-                                [--sizes 512 768 1024] [--size-level 128]
+                                [--sizes 512 768 1024] [--size-level 128] [--ways fp8:none ...]
 
 The table is simulated (`step1x_edit.training.memory`) for a GPU: full-size v1.1, rank 64, batch 1.
 The check trains a LoRA over a model of random weights and middle size, each setting in a process of
@@ -45,7 +45,7 @@ adamw8bit), and its GB at a size level; it says 786 where it means 768."""
 GOAL_GB = 12.0
 """At the largest size, with blocks that wait elsewhere."""
 WAITING = ("block", "disk")
-CHECKED = (("auto", "none"), ("fp8", "none"), ("auto", "disk"), ("fp8", "disk"))
+CHECKED = ("auto:none", "fp8:none", "auto:disk", "fp8:disk")
 TOLERANCE = 0.1
 NUM_STEPS = 2
 """The optimiser's state is made in the first."""
@@ -129,11 +129,14 @@ def measure(folder: Path, weights: str, offload: str, size_level: int) -> int:
     return resident("VmHWM") - before
 
 
-def check(folder: Path, size_level: int, scale: str) -> tuple[list[str], list[str]]:
+def check(
+    folder: Path, ways: Sequence[str], size_level: int, scale: str
+) -> tuple[list[str], list[str]]:
     """The Markdown of simulated and measured peaks, and what is off by too much."""
     write_model(folder, scale, in_fp8=False)
     plan = blueprint(str(folder), look(folder))
-    kinds = list(dict.fromkeys(weights for weights, _ in CHECKED))
+    settings = [(weights, offload) for weights, _, offload in (way.partition(":") for way in ways)]
+    kinds = list(dict.fromkeys(weights for weights, _ in settings))
     run = lora_run(str(folder), size_level)
     found = estimate(plan, run, dtype=torch.bfloat16, kind="cpu", weights=kinds)["adamw"]
     foretold = {(each.weights, each.offload): each.stages["steps"] for each in found}
@@ -142,7 +145,7 @@ def check(folder: Path, size_level: int, scale: str) -> tuple[list[str], list[st
         "|---|---|---|---|---|",
     ]
     off = []
-    for setting in CHECKED:
+    for setting in settings:
         command = [sys.executable, __file__, "--measure", str(folder), *setting]
         done = subprocess.run(
             [*command, "--size-level", str(size_level)],
@@ -165,6 +168,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES], help="of the table")
     parser.add_argument("--size-level", type=int, default=128, help="of the check")
     parser.add_argument(
+        "--ways", nargs="+", choices=CHECKED, default=[*CHECKED], help="of the check"
+    )
+    parser.add_argument(
         "--scale", choices=("middle", "tiny"), default="middle", help="of the check"
     )
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "WEIGHTS", "OFFLOAD"))
@@ -183,7 +189,7 @@ def main(words: Sequence[str] | None = None) -> None:
         lines += [title, "", *made, ""]
     if arguments.only != "table":
         with tempfile.TemporaryDirectory() as folder:
-            made, off = check(Path(folder), arguments.size_level, arguments.scale)
+            made, off = check(Path(folder), arguments.ways, arguments.size_level, arguments.scale)
         wrong += off
         title = f"## Simulated against measured: {arguments.scale} size, bfloat16, on this CPU"
         lines += [title, "", *made, ""]
