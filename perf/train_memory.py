@@ -1,7 +1,7 @@
 """The memory that LoRA training would take, beside the released trainer's figures, and a check.
 
     python perf/train_memory.py [--out perf/results/train_memory.md] [--only table|check]
-                                [--sizes 512 768 1024] [--size-level 128] [--ways fp8:none ...]
+                                [--sizes 512 768 1024] [--size-level 64] [--ways fp8:none ...]
 
 The table is simulated (`step1x_edit.training.memory`) for a GPU: full-size v1.1, rank 64, batch 1.
 The check trains a LoRA over a model of random weights and middle size, each setting in a process of
@@ -166,7 +166,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("table", "check"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[*SIZES], help="of the table")
-    parser.add_argument("--size-level", type=int, default=128, help="of the check")
+    parser.add_argument("--size-level", type=int, default=64, help="of the check")
     parser.add_argument(
         "--ways", nargs="+", choices=CHECKED, default=[*CHECKED], help="of the check"
     )

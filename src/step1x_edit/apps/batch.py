@@ -33,7 +33,7 @@ class Item(NamedTuple):
 class Batch:
     """What is to be done, and what has become of it."""
 
-    todo: dict[str, Item]
+    pending: dict[str, Item]
     edited: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class Batch:
             except (InvalidRequest, OSError) as error:
                 made.failed[name] = explain(error)[0]
             else:
-                made.todo[name] = Item(request, target)
+                made.pending[name] = Item(request, target)
         return made
 
     def look_for_done(self, model: str, runtime: RuntimeConfig, *, quiet: bool) -> None:
-        """Check every picture, and take out of `todo` what is bad and what is done already.
+        """Check every picture, and take out of `pending` what is bad and what is done already.
 
         Raises:
             InvalidRequest: The model is unknown.
@@ -96,9 +96,9 @@ class Batch:
             "model_hash": None if local is None else weights_hash(local, runtime.weights),
             "lora": applied(runtime.lora),
         }
-        total = len(self.todo)
+        total = len(self.pending)
         with working("checking", quiet=quiet, steps=True) as bar:
-            for count, (name, item) in enumerate(tuple(self.todo.items()), 1):
+            for count, (name, item) in enumerate(tuple(self.pending.items()), 1):
                 try:
                     picture = checks.check_pictures(item.request)
                     checks.check_size(picture, item.request, local)
@@ -107,21 +107,21 @@ class Batch:
                 else:
                     if picture is not None and _is_done(item, picture.sha256, made_by, local):
                         self.skipped.append(name)
-                        del self.todo[name]
+                        del self.pending[name]
                 bar(count, total)
 
     def run(self, editor: "Editor", *, quiet: bool) -> None:
         """Edit what is left to do."""
-        total = len(self.todo)
+        total = len(self.pending)
         with working("editing", quiet=quiet, steps=True) as bar:
-            for count, (name, item) in enumerate(tuple(self.todo.items()), 1):
+            for count, (name, item) in enumerate(tuple(self.pending.items()), 1):
                 try:
                     editor.edit(item.request).save([item.target])
                 except (Step1XEditError, OSError, RuntimeError) as error:
                     self._fail(name, error)
                 else:
                     self.edited.append(name)
-                    del self.todo[name]
+                    del self.pending[name]
                 bar(count, total)
 
     def summary(self) -> str:
@@ -133,7 +133,7 @@ class Batch:
 
     def _fail(self, name: str, error: Exception) -> None:
         self.failed[name] = explain(error)[0]
-        del self.todo[name]
+        del self.pending[name]
 
 
 def read_prompts(file: Path) -> dict[str, str]:

@@ -136,7 +136,7 @@ def batch(
 
     plan = Batch.read(prompts, input_dir, output_dir, settings, overwrite=overwrite)
     plan.look_for_done(model, runtime, quiet=quiet)
-    if plan.todo:
+    if plan.pending:
         with notes_afterwards(quiet=quiet):
             plan.run(_load(model, runtime, quiet=quiet), quiet=quiet)
     for name, reason in plan.failed.items():

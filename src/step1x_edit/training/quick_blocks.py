@@ -156,8 +156,9 @@ class QuickBlocks:
 
 
 def can_quicken() -> bool:
-    """Whether this machine's processor multiplies bfloat16 matrices, which is what it is for."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether torch has the product, and the processor multiplies bfloat16 matrices."""
+    has_product = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_product and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def quicken(transformer: Step1XEditTransformer2DModel) -> QuickBlocks:
