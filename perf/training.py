@@ -11,7 +11,8 @@ mini and the same batches:
 - plain: bfloat16 autocast and AdamW, transformers' and diffusers' modules as they come;
 - version 0: the loop of the first weights: Muon, one batched vision tower, written-out attention of
   the language model, exact GELU, channels-last autoencoder;
-- now: the blocks of `quick_blocks` and the convolutions of `quick_encoder` besides.
+- now: the blocks of `quick_blocks` and the convolutions of `quick_encoder` besides, the parts of a
+  batch in `lanes` where there are two cores.
 
 Freed memory is kept for all three. "Of the matrix rate" counts a step as 6 x parameters x tokens
 (transformer and connector; padding, target and reference tokens); "multiplied" counts what version
@@ -38,6 +39,7 @@ from step1x_edit.model.instruction import InstructionEncoder, load_text_encoder
 from step1x_edit.runtime.heap import keep_freed_memory
 from step1x_edit.training.config import DataSettings, EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches
+from step1x_edit.training.lanes import Lanes
 from step1x_edit.training.trainer import EditTraining, optimizers_of
 
 MATRIX_SIDE = 2048
@@ -56,6 +58,7 @@ class Loop:
             self.training.vae = read_vae()
         if kind == "plain":
             self._undo_the_rest()
+        self.lanes = Lanes(config.parts) if kind == "now" else None
         self.parameters = list(self.training.trained.parameters())
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(self.parameters)]
         if kind != "plain":
@@ -74,6 +77,8 @@ class Loop:
 
     def gradient(self, batch: EditBatch) -> float:
         """The loss; gradients stay in the parameters."""
+        if self.lanes is not None:
+            return self.lanes.gradient(self.training.loss_of, batch, self.parameters)[0]
         loss, _ = self.training.loss_of(batch)
         loss.backward()
         return loss.item()
@@ -85,7 +90,10 @@ class Loop:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
-            optimizer.step()
+            if self.lanes is None:
+                optimizer.step()
+            else:
+                self.lanes.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         return loss
 

@@ -64,7 +64,7 @@ def quick_loss_and_gradients(transformer, with_reference):
     quick = quicken(transformer)
     tokens, features, _ = inputs(with_reference)
     trimmed = quick.trim(features, tokens.shape[1])
-    quick.num_targets = TARGETS
+    quick.own.num_targets = TARGETS
     try:
         return trimmed, *loss_and_gradients(transformer, with_reference, trimmed)
     finally:
@@ -105,7 +105,7 @@ def test_rows_without_padding_keep_every_token(transformer):
     mask = torch.ones(2, TEXT, dtype=torch.bool)
     features = InstructionFeatures(torch.randn(2, TEXT, 48), mask)
     assert quick.trim(features, TARGETS).features.shape[1] == TEXT
-    assert quick.padding_bias is None
+    assert quick.own.padding_bias is None
 
 
 def test_padding_counts_as_often_as_it_stood_there(transformer):
@@ -114,7 +114,7 @@ def test_padding_counts_as_often_as_it_stood_there(transformer):
     quick = quicken(transformer)
     tokens, features, _ = inputs(True)
     trimmed = quick.trim(features, tokens.shape[1])
-    quick.padding_bias = None
+    quick.own.padding_bias = None
     wrong, _ = loss_and_gradients(transformer, True, trimmed)
     quick.remove()
     assert abs(wrong - loss) > 1e-4 * loss

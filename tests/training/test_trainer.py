@@ -59,3 +59,20 @@ def test_a_run_of_the_plain_form_goes_on(tmp_path, monkeypatch):
     written = Step1XEditTransformer2DModel.from_pretrained(tmp_path / "model" / "transformer")
     shipped = Step1XEditTransformer2DModel.from_pretrained(MINI_FOLDER / "transformer")
     assert written.state_dict().keys() == shipped.state_dict().keys()
+
+
+def test_two_and_two_steps_are_four_to_the_bit(tmp_path):
+    """With noise that two threads draw."""
+    settings = {"batch_size": 4, "parts": 2, "text_to_image_share": 0.3}
+    for name, all_steps in (("whole", [4]), ("parts", [2, 4])):
+        for num_steps in all_steps:
+            trainer.train(
+                edit_run(tmp_path / name, num_steps=num_steps, decay_share=0.0, **settings)
+            )
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "step_00000004.pt") for name in
+        ("whole", "parts")
+    )  # fmt: skip
+    for part in ("trained", "ema"):
+        assert whole[part].keys() == parts[part].keys()
+        assert all(torch.equal(whole[part][name], parts[part][name]) for name in whole[part])

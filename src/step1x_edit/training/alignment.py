@@ -7,6 +7,7 @@ reference tokens those of the scene before the edit, the noisy target tokens tho
 at high noise follow from the instruction alone. The head is thrown away after training.
 """
 
+import threading
 from collections.abc import Iterable
 from functools import partial
 
@@ -107,6 +108,13 @@ CHANGED_WEIGHT = 3.0
 """Of the last label's losses: which object is meant is what is learnt last."""
 
 
+class _Kept(threading.local):
+    """Tokens of a forward pass, of each thread its own."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, Tensor] = {}
+
+
 class SceneHead(nn.Module):
     """Linear reading of the labels from the outputs of two transformer blocks.
 
@@ -127,18 +135,18 @@ class SceneHead(nn.Module):
         self.read = nn.Linear(dim, sum(NUM_CLASSES))
         self.locate = nn.Linear(dim, 2 * MAX_SIDE)
         self.outline = nn.Linear(dim, CELLS**2)
-        self._tokens: dict[str, Tensor] = {}
+        self._kept = _Kept()
         for name, block in (("placed", placed), ("shown", shown), ("meant", meant)):
             block.register_forward_hook(partial(self._keep, name))
 
     def _keep(self, name: str, _: nn.Module, __: object, output: tuple[Tensor, Tensor]) -> None:
-        self._tokens[name] = output[1]
+        self._kept.tokens[name] = output[1]
 
     def logits(self) -> list[Float[Tensor, "batch tokens classes"]]:
         """The five labels' logits after a forward pass of the transformer."""
         shown, meant = (
             self.read(layer_norm(tokens, tokens.shape[-1:])).float().split(NUM_CLASSES, -1)
-            for tokens in (self._tokens.pop("shown"), self._tokens.pop("meant"))
+            for tokens in (self._kept.tokens.pop("shown"), self._kept.tokens.pop("meant"))
         )
         return [*shown[:-1], meant[-1]]
 
@@ -160,7 +168,7 @@ class SceneHead(nn.Module):
 
     def _outline_loss(self, cells: Float[Tensor, "batch target_tokens cells"]) -> Float[Tensor, ""]:
         """Tokens on the outline of the change and the others weigh the same in all."""
-        tokens = self._tokens["meant"][:, : cells.shape[1]]
+        tokens = self._kept.tokens["meant"][:, : cells.shape[1]]
         logits = self.outline(layer_norm(tokens, tokens.shape[-1:])).float()
         losses = binary_cross_entropy_with_logits(logits, cells, reduction="none").mean(-1)
         share = cells.mean(-1)
@@ -169,7 +177,7 @@ class SceneHead(nn.Module):
         return torch.stack(parts).mean()
 
     def _place_loss(self, grid: tuple[int, int]) -> Float[Tensor, ""]:
-        tokens = self._tokens.pop("placed")
+        tokens = self._kept.tokens.pop("placed")
         logits = self.locate(layer_norm(tokens, tokens.shape[-1:])).float()
         numbers = torch.arange(tokens.shape[1]) % (grid[0] * grid[1])
         places = (numbers // grid[1], numbers % grid[1])

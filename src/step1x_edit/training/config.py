@@ -93,6 +93,9 @@ class EditRun(RunSettings):
     processor: Path = Field(description="folder of the tokenizer and picture preprocessing")
     data: DataSettings = DataSettings()
     batch_size: int = Field(default=32, gt=0)
+    parts: int = Field(
+        default=2, gt=0, description="of a batch, worked on side by side, each on cores of its own"
+    )
     start: Path | None = Field(None, description="model folder whose weights the run begins with")
     num_steps: int = Field(gt=0)
     lr: float = Field(default=1e-3, gt=0)

@@ -149,6 +149,20 @@ class EditBatch:
     keys: tuple[str, ...]
     """Names of the records."""
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def rows(self, chosen: slice) -> "EditBatch":
+        """Some of the samples."""
+        return EditBatch(
+            source=None if self.source is None else self.source[chosen],
+            target=self.target[chosen],
+            cells=self.cells[chosen],
+            instructions=self.instructions.rows(chosen),
+            labels=self.labels[chosen],
+            keys=self.keys[chosen],
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         """What messages call the samples."""

@@ -21,6 +21,7 @@ from step1x_edit.errors import CheckpointError, Step1XEditError
 from step1x_edit.training import ranks
 from step1x_edit.training.checkpoint import Checkpoints
 from step1x_edit.training.config import RunSettings
+from step1x_edit.training.lanes import Lanes
 from step1x_edit.training.log import StepReport, append, forget_after
 
 logger = logging.getLogger(__name__)
@@ -219,10 +220,11 @@ Watch = Callable[[StepReport], None]
 def run_loop(
     run: TrainingRun,
     batches: Iterator[Any],
-    loss_of: Callable[[Any], tuple[Tensor, int]],
+    loss_of: Callable[..., tuple[Tensor, int]],
     *,
     pace: Pace = Pace(),
     watch: Watch | None = None,
+    lanes: Lanes | None = None,
 ) -> signal.Signals | None:
     """Train until `run.num_steps` or a signal.
 
@@ -235,6 +237,7 @@ def run_loop(
             loss, which all together sum up to, and the samples of the whole batch.
         pace: How often to report and save.
         watch: Sees each step.
+        lanes: Work on the parts of a batch (`rows`) side by side; `loss_of` is a `PartLoss` then.
 
     Returns:
         The signal that stopped the run; None when it is complete.
@@ -250,17 +253,20 @@ def run_loop(
     with stop:
         while stop.agreed() is None and run.step < run.num_steps:
             batch = next(batches)
-            loss, count = loss_of(batch)
-            value = ranks.summed(loss.item())
+            if lanes is None:
+                value, count = _gradient(loss_of, batch)
+            else:
+                value, count = lanes.gradient(loss_of, batch, parameters)
             _check_finite("loss", value, run.step, batch)
-            # Spread gradients are the mean over the processes.
-            (loss * ranks.world_size()).backward()
             norm = float(ranks.whole(nn.utils.clip_grad_norm_(parameters, pace.clip_norm)))
             _check_finite("norm of the gradient", norm, run.step, batch)
             for optimizer, scale in zip(run.optimizers, run.lr_scales, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate() * scale
-                optimizer.step()
+                if lanes is None:
+                    optimizer.step()
+                else:
+                    lanes.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             run.step, run.samples_seen = run.step + 1, run.samples_seen + count
             run.update_ema()
@@ -278,6 +284,14 @@ def run_loop(
         if run.step != run.saved_step:
             _save_at_the_end(run)
         return stop.agreed()
+
+
+def _gradient(loss_of: Callable[[Any], tuple[Tensor, int]], batch: Any) -> tuple[float, int]:
+    """Loss and number of samples; the gradient is left in the parameters."""
+    loss, count = loss_of(batch)
+    # Spread gradients are the mean over the processes.
+    (loss * ranks.world_size()).backward()
+    return ranks.summed(loss.item()), count
 
 
 class _Meter:

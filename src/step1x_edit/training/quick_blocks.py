@@ -10,6 +10,7 @@ the plain form's to bfloat16 rounding.
 from __future__ import annotations
 
 import math
+import threading
 from functools import partial
 from typing import Any
 
@@ -36,15 +37,21 @@ TILE = 32
 attention over 160 tokens takes two thirds of the time that it takes over 168."""
 
 
+class Pass(threading.local):
+    """What the next forward pass is told, by each thread for itself."""
+
+    padding_bias: Float[Tensor, "batch columns"] | None = None
+    """Added to the scores of the text tokens: how many each one stands for, as a logarithm."""
+    num_targets: int | None = None
+    """How many picture tokens, the first ones, the last block answers for; None: all. It gives
+    zeros for the others."""
+
+
 class QuickBlocks:
     """Handle of `quicken`."""
 
     def __init__(self, transformer: Step1XEditTransformer2DModel) -> None:
-        self.padding_bias: Float[Tensor, "batch columns"] | None = None
-        """Added to the scores of the text tokens: how many each one stands for, as a logarithm."""
-        self.num_targets: int | None = None
-        """How many picture tokens, the first ones, the last block answers for; None: all. It gives
-        zeros for the others."""
+        self.own = Pass()
         self._blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         last = self._blocks[-1]
         for block in self._blocks:
@@ -74,7 +81,7 @@ class QuickBlocks:
         kept = min(full, tiles * TILE - num_image)
         share = (full - lengths).clamp(min=1) / (kept - lengths).clamp(min=1)
         mask = features.mask[:, :kept]
-        self.padding_bias = share.log()[:, None] * ~mask if kept < full else None
+        self.own.padding_bias = share.log()[:, None] * ~mask if kept < full else None
         return InstructionFeatures(features.features[:, :kept], mask)
 
     def _double(
@@ -106,7 +113,7 @@ class QuickBlocks:
             _weights((attn.norm_added_k, num_text), (attn.norm_k, image.shape[1])),
             image_rotary_emb,
             image_rotary_emb,
-            self.padding_bias,
+            self.own.padding_bias,
         )
         text_out, image_out = attended.split([num_text, image.shape[1]], 1)
         text = gated_sum(text, c_gate, project(text_out, attn.to_add_out))
@@ -130,8 +137,8 @@ class QuickBlocks:
         num_text = encoder_hidden_states.shape[1]
         tokens = torch.cat([encoder_hidden_states, hidden_states], 1)
         asked = slice(None)
-        if is_last and self.num_targets is not None:
-            asked = slice(num_text, num_text + self.num_targets)
+        if is_last and self.own.num_targets is not None:
+            asked = slice(num_text, num_text + self.own.num_targets)
         shift, scale, gate = _chunks(block.norm.linear, temb, 3)
         normed = modulated_norm(tokens, shift, scale)
         query_table = image_rotary_emb[asked]
@@ -143,7 +150,7 @@ class QuickBlocks:
             _weights((attn.norm_k, tokens.shape[1])),
             image_rotary_emb,
             query_table,
-            self.padding_bias,
+            self.own.padding_bias,
         )
         hidden = block.act_mlp(project(asking, block.proj_mlp))
         update = project_pair(attended, hidden, block.proj_out)

@@ -26,6 +26,7 @@ from step1x_edit.runtime.heap import keep_freed_memory
 from step1x_edit.training.alignment import SceneHead
 from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditBatch, EditCollate, TripletBatches, batches, to_unit
+from step1x_edit.training.lanes import Lanes
 from step1x_edit.training.loop import Pace, TrainingRun, Watch, run_loop
 from step1x_edit.training.mini import INSTRUCTION, build_text_encoder, build_transformer
 from step1x_edit.training.objective import (
@@ -101,8 +102,15 @@ class EditTraining:
             }
         )
 
-    def loss_of(self, batch: EditBatch) -> tuple[Float[Tensor, ""], int]:
-        """The weighted flow-matching loss of a batch, and its number of samples."""
+    def loss_of(
+        self, batch: EditBatch, source: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, ""], int]:
+        """The weighted flow-matching loss of a batch, and its number of samples.
+
+        Args:
+            batch: The samples.
+            source: Of noise and times; None: torch's own.
+        """
         height, width = batch.target.shape[1:3]
         grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
@@ -112,9 +120,9 @@ class EditTraining:
             if self.quick is not None:
                 num_image = target.shape[1] * (1 if reference is None else 2)
                 features = self.quick.trim(features, num_image)
-                self.quick.num_targets = None if self._head_reads_last else target.shape[1]
-            noise = torch.randn_like(target)
-            times = sample_times(len(target), self.config.time_shift)
+                self.quick.own.num_targets = None if self._head_reads_last else target.shape[1]
+            noise = torch.randn(target.shape, generator=source)
+            times = sample_times(len(target), self.config.time_shift, source)
             noisy = add_noise(target, noise, times)
             img_ids, txt_ids = prepare_ids(
                 features.features.shape[1],
@@ -253,7 +261,10 @@ def train(config: EditRun, watch: Watch | None = None) -> signal.Signals | None:
         config.text_to_image_share,
     )
     stream = TripletBatches(config.data, config.batch_size, collate, first_batch=run.step)
-    stopped = run_loop(run, batches(stream), training.loss_of, pace=Pace.of(config), watch=watch)
+    stopped = run_loop(
+        run, batches(stream), training.loss_of,
+        pace=Pace.of(config), watch=watch, lanes=Lanes(config.parts),
+    )  # fmt: skip
     run.load_ema_into(training.trained)
     training.save(config.folder / "model")
     return stopped
