@@ -1,6 +1,7 @@
 """The memory that edits would take, beside the released system's own figures, and a check of them.
 
     python perf/memory.py [--out perf/results/memory.md] [--only table|check] [--size-level 256]
+                          [--ways fp8:none ...]
 
 The table is simulated (`step1x_edit.runtime.memory`) for a GPU: full-size v1.1, guidance on. The
 check edits with a model of random weights and middle size, each time in a process of its own, and
@@ -41,7 +42,7 @@ PUBLISHED = {
 """Row of the release's table (README of its repository, one H800) → our setting of that kind, and
 its GB at each of `SIZES`; it says 786 where it means 768."""
 GOAL_GB = 12.0
-CHECKED = (("auto", "none"), ("fp8", "none"), ("auto", "block"), ("auto", "disk"))
+CHECKED = ("auto:none", "fp8:none", "auto:block", "auto:disk")
 TOLERANCE = 0.1
 
 
@@ -117,38 +118,69 @@ def edit(folder: Path, weights: str, offload: str, size_level: int) -> dict[str,
     loading = resident("VmHWM") - before
     forget.write_text("5", encoding="ascii")
     editor.edit(request)
-    return {"loading": loading, "editing": resident("VmHWM") - before}
+    return {"peak": resident("VmHWM") - before, "measured while loading": loading}
 
 
-def check(folder: Path, size_level: int) -> tuple[list[str], list[str]]:
+def check(folder: Path, ways: Sequence[str], size_level: int) -> tuple[list[str], list[str]]:
     """The Markdown of simulated and measured peaks, and what is off by too much."""
     write_model(folder, "middle", in_fp8=False)
     plan = blueprint(str(folder), look(folder))
-    kinds = list(dict.fromkeys(weights for weights, _ in CHECKED))
     found = estimate(
-        plan, size_level_px=size_level, guidance=-1, dtype=torch.bfloat16, kind="cpu", weights=kinds
-    )
-    plain = {(each.weights, each.offload): each for each in found if not each.step_cache}
-    lines = [
-        "| weights | offload | simulated GB | measured GB | ratio | measured while loading |",
-        "|---|---|---|---|---|---|",
-    ]
-    off = []
-    for setting in CHECKED:
-        command = [sys.executable, __file__, "--edit", str(folder), *setting]
+        plan, size_level_px=size_level, guidance=-1, dtype=torch.bfloat16, kind="cpu",
+        weights=weights_of(ways),
+    )  # fmt: skip
+    foretold = {
+        f"{each.weights}:{each.offload}": max(
+            size for stage, size in each.stages.items() if stage != "loading"
+        )
+        for each in found
+        if not each.step_cache
+    }
+    return beside_measured(__file__, folder, ways, size_level, foretold)
+
+
+def weights_of(ways: Sequence[str]) -> list[str]:
+    """The weights that the settings ``weights:offload`` have."""
+    return list(dict.fromkeys(way.partition(":")[0] for way in ways))
+
+
+def beside_measured(
+    script: str, folder: Path, ways: Sequence[str], size_level: int, foretold: dict[str, int]
+) -> tuple[list[str], list[str]]:
+    """The Markdown of simulated and measured peaks, and what is off by too much.
+
+    Args:
+        script: Called with ``--measure FOLDER WEIGHTS OFFLOAD``, it measures a setting in a process
+            of its own; its last line is JSON: bytes at the ``peak``, and other figures.
+        folder: The model's.
+        ways: The settings, as ``weights:offload``.
+        size_level: Of the pictures.
+        foretold: Simulated bytes of each setting.
+    """
+    lines, off = [], []
+    for way in ways:
+        command = [sys.executable, script, "--measure", str(folder), *way.split(":")]
         done = subprocess.run(
             [*command, "--size-level", str(size_level)],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
-        measured = json.loads(done.stdout.splitlines()[-1])
-        stages = plain[setting].stages
-        wanted = max(size for stage, size in stages.items() if stage != "loading")
-        ratio = wanted / measured["editing"]
-        figures = (wanted / 1e9, measured["editing"] / 1e9)
-        cells = [f"{figure:.3f}" for figure in (*figures, ratio, measured["loading"] / 1e9)]
-        lines.append(f"| {' | '.join([*setting, *cells])} |")
+        others = json.loads(done.stdout.splitlines()[-1])
+        peak = others.pop("peak")
+        if not lines:
+            names = ["weights", "offload", "simulated GB", "measured GB", "ratio", *others]
+            lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        ratio = foretold[way] / peak
+        figures = (
+            foretold[way] / 1e9,
+            peak / 1e9,
+            ratio,
+            *(size / 1e9 for size in others.values()),
+        )
+        cells = [*way.split(":"), *(f"{figure:.3f}" for figure in figures)]
+        lines.append(f"| {' | '.join(cells)} |")
+        print(lines[-1], file=sys.stderr)
         if abs(ratio - 1) > TOLERANCE:
-            off.append(f"{setting}: simulated over measured is {ratio:.3f}")
+            off.append(f"{way}: simulated over measured is {ratio:.3f}")
     return lines, off
 
 
@@ -157,10 +189,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("table", "check"))
     parser.add_argument("--size-level", type=int, default=256, help="of the check")
-    parser.add_argument("--edit", nargs=3, metavar=("FOLDER", "WEIGHTS", "OFFLOAD"))
+    parser.add_argument(
+        "--ways", nargs="+", choices=CHECKED, default=[*CHECKED], help="of the check"
+    )
+    parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "WEIGHTS", "OFFLOAD"))
     arguments = parser.parse_args(words)
-    if arguments.edit:
-        folder, weights, offload = arguments.edit
+    if arguments.measure:
+        folder, weights, offload = arguments.measure
         print(json.dumps(edit(Path(folder), weights, offload, arguments.size_level)))
         return
     machine: dict[str, Any] = describe()
@@ -172,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> None:
         lines += ["## Simulated: v1.1, full size, guidance on, on a GPU", "", *made, ""]
     if arguments.only != "table":
         with tempfile.TemporaryDirectory() as folder:
-            made, off = check(Path(folder), arguments.size_level)
+            made, off = check(Path(folder), arguments.ways, arguments.size_level)
         wrong += off
         title = "## Simulated against measured: middle size, bfloat16, no guidance, on this CPU"
         lines += [title, "", *made, ""]

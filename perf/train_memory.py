@@ -15,8 +15,6 @@ tenth.
 import argparse
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +24,7 @@ import torch
 
 from full_size import write_model
 from machine import describe
-from memory import resident
+from memory import beside_measured, resident, weights_of
 from step1x_edit.checkpoints.resolve import look
 from step1x_edit.runtime.blueprint import blueprint
 from step1x_edit.runtime.heap import give_back
@@ -46,7 +44,6 @@ GOAL_GB = 12.0
 """At the largest size, with blocks that wait elsewhere."""
 WAITING = ("block", "disk")
 CHECKED = ("auto:none", "fp8:none", "auto:disk", "fp8:disk")
-TOLERANCE = 0.1
 NUM_STEPS = 2
 """The optimiser's state is made in the first."""
 
@@ -135,30 +132,10 @@ def check(
     """The Markdown of simulated and measured peaks, and what is off by too much."""
     write_model(folder, scale, in_fp8=False)
     plan = blueprint(str(folder), look(folder))
-    settings = [(weights, offload) for weights, _, offload in (way.partition(":") for way in ways)]
-    kinds = list(dict.fromkeys(weights for weights, _ in settings))
     run = lora_run(str(folder), size_level)
-    found = estimate(plan, run, dtype=torch.bfloat16, kind="cpu", weights=kinds)["adamw"]
-    foretold = {(each.weights, each.offload): each.stages["steps"] for each in found}
-    lines = [
-        "| weights | offload | simulated GB | measured GB | ratio |",
-        "|---|---|---|---|---|",
-    ]
-    off = []
-    for setting in settings:
-        command = [sys.executable, __file__, "--measure", str(folder), *setting]
-        done = subprocess.run(
-            [*command, "--size-level", str(size_level)],
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
-        measured = json.loads(done.stdout.splitlines()[-1])
-        ratio = foretold[setting] / measured
-        cells = [f"{figure:.3f}" for figure in (foretold[setting] / 1e9, measured / 1e9, ratio)]
-        lines.append(f"| {' | '.join([*setting, *cells])} |")
-        print(lines[-1], file=sys.stderr)
-        if abs(ratio - 1) > TOLERANCE:
-            off.append(f"{setting}: simulated over measured is {ratio:.3f}")
-    return lines, off
+    found = estimate(plan, run, dtype=torch.bfloat16, kind="cpu", weights=weights_of(ways))
+    foretold = {f"{each.weights}:{each.offload}": each.stages["steps"] for each in found["adamw"]}
+    return beside_measured(__file__, folder, ways, size_level, foretold)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -177,7 +154,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if arguments.measure:
         folder, weights, offload = arguments.measure
-        print(json.dumps(measure(Path(folder), weights, offload, arguments.size_level)))
+        peak = measure(Path(folder), weights, offload, arguments.size_level)
+        print(json.dumps({"peak": peak}))
         return
     machine: dict[str, Any] = describe()
     lines = ["# Memory of training", "", "; ".join(f"{k} {v}" for k, v in machine.items()), ""]

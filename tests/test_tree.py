@@ -43,7 +43,7 @@ def commands():
 
 
 COMMANDS = list(dict.fromkeys(commands()))
-STEP1X = [words for _, words in COMMANDS if words[0] == ".venv/bin/step1x"]
+STEP1X = list(dict.fromkeys(words for _, words in COMMANDS if words[0] == ".venv/bin/step1x"))
 PYTHON = [(page, block) for page in PAGES for block in blocks(page, "python")]
 
 

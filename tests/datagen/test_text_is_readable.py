@@ -8,7 +8,7 @@ from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.onnx_parts import RapidOcr
 from step1x_edit.datagen.pipeline import make_triplet
 
-OF_EACH_SORT = 15
+OF_EACH_SORT = 10
 """Records with new words, changed or added, in Latin or Chinese letters: four sorts."""
 
 

@@ -269,11 +269,13 @@ def test_a_real_shortage_is_one_line(tiny_model, tmp_path):
 @pytest.mark.slow
 def test_foretold_and_measured_are_close():
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--only", "check", "--size-level", "64"],
+        [
+            sys.executable, str(SCRIPT), "--only", "check",
+            "--size-level", "64", "--ways", "fp8:none", "auto:disk",
+        ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     ratios = {(row[1].strip(), row[2].strip()): float(row[5]) for row in rows}
-    settings = {("auto", "none"), ("fp8", "none"), ("auto", "block"), ("auto", "disk")}
-    assert set(ratios) == settings, done.stderr
+    assert set(ratios) == {("fp8", "none"), ("auto", "disk")}, done.stderr
     assert all(0.9 <= ratio <= 1.1 for ratio in ratios.values()), ratios

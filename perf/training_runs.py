@@ -1,0 +1,90 @@
+"""Samples a second of whole training runs, data engine included: an earlier commit and this tree.
+
+    python perf/training_runs.py --before bd993d1 --out perf/results/training_runs.md
+
+Both train the shipped mini on the same data settings by ``python -m step1x_edit.training``, each
+from its own sources, in turns; the first log line of a run, which holds the warm-up, is left out.
+bd993d1 is the commit with the mini's first weights, by the loop that trained them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import yaml
+
+import machine
+from step1x_edit.checkpoints.catalog import MINI_FOLDER
+
+ROOT = Path(__file__).parents[1]
+LINE = 20
+"""Steps between two lines of the log."""
+SHARES = {"tone": 0.2, "colour": 0.2, "removal": 0.2, "background": 0.2, "addition": 0.2}
+
+
+def samples_per_s(sources: Path, batch_size: int, num_lines: int) -> list[float]:
+    """Speeds of one run, line by line of its log."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = {
+            "kind": "edit", "folder": str(folder / "run"), "vae": str(MINI_FOLDER / "vae"),
+            "processor": str(MINI_FOLDER / "processor"), "start": str(MINI_FOLDER),
+            "num_steps": LINE * (num_lines + 1), "batch_size": batch_size,
+            "data": {"shares": SHARES, "sizes": {"128x128": 1.0}},
+        }  # fmt: skip
+        (folder / "run.yaml").write_text(yaml.safe_dump(config))
+        subprocess.run(
+            [sys.executable, "-m", "step1x_edit.training", folder / "run.yaml"],
+            env=os.environ | {"PYTHONPATH": str(sources / "src")},
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        lines = (folder / "run" / "log.jsonl").read_text().splitlines()
+        return [json.loads(line)["samples_per_s"] for line in lines[1:]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--before", required=True, help="commit")
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--lines", type=int, default=2, help=f"counted, of {LINE} steps each")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="write the table, as Markdown")
+    args = parser.parse_args()
+    rows = [
+        ", ".join(f"{name} {value}" for name, value in machine.describe().items()),
+        "",
+        f"| batch | samples/s of {args.before} | of this tree | ratio, median over turns (all) |",
+        "|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        earlier = Path(name) / "tree"
+        subprocess.run(["git", "worktree", "add", "-q", earlier, args.before], cwd=ROOT, check=True)
+        try:
+            rows += [row(earlier, batch_size, args) for batch_size in args.batch]
+        finally:
+            subprocess.run(["git", "worktree", "remove", "-f", earlier], cwd=ROOT, check=True)
+    text = "\n".join(rows) + "\n"
+    print(text, end="")
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+
+
+def row(earlier: Path, batch_size: int, args: argparse.Namespace) -> str:
+    """The table's row of one batch size."""
+    before, now = [], []
+    for _ in range(args.turns):
+        before.append(median(samples_per_s(earlier, batch_size, args.lines)))
+        now.append(median(samples_per_s(ROOT, batch_size, args.lines)))
+    ratios = [b / a for a, b in zip(before, now, strict=True)]
+    every = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    speeds = f"{median(before):.1f} | {median(now):.1f}"
+    return f"| {batch_size} | {speeds} | {median(ratios):.2f} ({every}) |"
+
+
+if __name__ == "__main__":
+    main()
