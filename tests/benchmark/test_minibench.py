@@ -1,5 +1,6 @@
 """The offline benchmark on editors whose answers are known."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,5 +102,8 @@ def test_an_edit_of_the_whole_picture_has_no_outside():
     (score,) = minibench.run(editor, 3, ["tone"])
     assert score.gain == pytest.approx(1)
     assert np.isnan([score.psnr_outside, score.psnr_outside_vae, score.kept]).all()
+    (plain,) = json.loads(minibench.as_json([score]), parse_constant=pytest.fail)
+    assert plain["gain"] == score.gain
+    assert plain["psnr_outside"] is None
     row = minibench.markdown([score]).splitlines()[-1]
     assert [cell.strip() for cell in row.split("|")[6:-1]] == ["–"] * 4

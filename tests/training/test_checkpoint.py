@@ -35,6 +35,12 @@ def test_the_last_two_and_every_fourth_are_kept(tmp_path):
     assert saved_steps(tmp_path) == [4, 8, 11, 12]
 
 
+def test_those_to_keep_are_written_whatever_the_clock_says(tmp_path):
+    run = tiny_run(tmp_path, keep_every=4)
+    run_loop(run, stream(), loss_of(run), pace=Pace(save_every_s=3600))
+    assert saved_steps(tmp_path) == [4, 8, 12]
+
+
 def damage_a_byte(path):
     content = bytearray(path.read_bytes())
     content[content.index(run_marker()) + 5] ^= 1

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from PIL import Image
 
+from step1x_edit import Editor, EditRequest
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
 from step1x_edit.training import trainer
 from step1x_edit.training.config import EditRun
 from step1x_edit.training.dataset import EditCollate, TripletBatches
+from step1x_edit.training.export import export
 from step1x_edit.training.trainer import EditTraining
 
 
@@ -59,6 +62,15 @@ def test_a_run_of_the_plain_form_goes_on(tmp_path, monkeypatch):
     written = Step1XEditTransformer2DModel.from_pretrained(tmp_path / "model" / "transformer")
     shipped = Step1XEditTransformer2DModel.from_pretrained(MINI_FOLDER / "transformer")
     assert written.state_dict().keys() == shipped.state_dict().keys()
+
+
+def test_a_run_becomes_a_model_that_edits(tmp_path):
+    config = edit_run(tmp_path / "run")
+    trainer.train(config)
+    editor = Editor.load(str(export(config, tmp_path / "model")))
+    picture = Image.new("RGB", (64, 64), "red")
+    result = editor.edit(EditRequest.checked(image=picture, prompt="make it blue", num_steps=1))
+    assert result.images[0].size == (64, 64)
 
 
 def test_two_and_two_steps_are_four_to_the_bit(tmp_path):

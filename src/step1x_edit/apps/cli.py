@@ -247,8 +247,6 @@ def bench_mini(
 ) -> None:
     """Edit held-out pictures whose right answers are known, and print how near it came."""
     request = options.build(EditRequest, {"prompt": "only to check the settings", **settings})
-    from dataclasses import asdict
-
     from step1x_edit.benchmark import minibench
 
     categories = minibench.chosen_categories(category or ())
@@ -259,7 +257,7 @@ def bench_mini(
             num_inference_steps=request.num_steps, guidance_scale=request.guidance,
         )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps([asdict(score) for score in scores]))
+        typer.echo(minibench.as_json(scores))
     else:
         typer.echo(minibench.markdown(scores))
 

@@ -129,10 +129,7 @@ def run(
             out.mkdir(parents=True, exist_ok=True)
             contact_sheet(rows).save(out / f"{category}.png")
     if out is not None:
-        lines = [asdict(score) for score in scores]
-        (out / "scores.json").write_text(
-            json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        (out / "scores.json").write_text(as_json(scores, indent=1) + "\n", encoding="utf-8")
     return [mean_score(category, scores) for category in categories]
 
 
@@ -238,6 +235,15 @@ def mean_score(category: str, scores: Sequence[ItemScore]) -> CategoryScore:
         mean("kept"),
         mean("kept_with_mask"),
     )
+
+
+def as_json(scores: Sequence[ItemScore | CategoryScore], indent: int | None = None) -> str:
+    """The scores as a JSON list; null for what an item has not."""
+    rows = [
+        {name: None if value != value else value for name, value in asdict(score).items()}
+        for score in scores
+    ]
+    return json.dumps(rows, ensure_ascii=False, indent=indent)
 
 
 def markdown(scores: Sequence[CategoryScore]) -> str:

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
 
 from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.pipeline import Step1XEditPipeline
@@ -56,7 +56,7 @@ def export(config: EditRun, out: Path, *, averaged: bool = True) -> Path:
         ),
         text_encoder=training.encoder.text_encoder,
         transformer=training.transformer,
-        vae=training.vae,
+        vae=AutoencoderDC.from_pretrained(config.vae),  # the run's own may be in another form
         instruction=training.encoder.config,
         **DEFAULTS,
     )

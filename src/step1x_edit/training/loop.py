@@ -278,7 +278,10 @@ def run_loop(
             if watch is not None:
                 watch(report)
             overdue = ranks.highest(time.monotonic() - saved_at > pace.save_every_s)
-            if overdue or (pace.save_every and run.step % pace.save_every == 0):
+            wanted = any(
+                every and run.step % every == 0 for every in (pace.save_every, run.keep_every)
+            )
+            if overdue or wanted:
                 _save_or_warn(run)
                 saved_at = time.monotonic()
         if run.step != run.saved_step:
