@@ -290,11 +290,13 @@ def run_loop(
 
 
 def _gradient(loss_of: Callable[[Any], tuple[Tensor, int]], batch: Any) -> tuple[float, int]:
-    """Loss and number of samples; the gradient is left in the parameters."""
+    """Loss and number of samples; the gradient of a finite loss is left in the parameters."""
     loss, count = loss_of(batch)
-    # Spread gradients are the mean over the processes.
-    (loss * ranks.world_size()).backward()
-    return ranks.summed(loss.item()), count
+    value = ranks.summed(loss.item())
+    if math.isfinite(value):
+        # Spread gradients are the mean over the processes.
+        (loss * ranks.world_size()).backward()
+    return value, count
 
 
 class _Meter:
