@@ -129,8 +129,8 @@ def fetch(
     """
     missing = set(to_do.missing)
     _check_room(to_do)
-    todo = to_do.items if verify else to_do.missing
-    total, done = sum(item.remote.size for item in todo), 0
+    wanted = to_do.items if verify else to_do.missing
+    total, done = sum(item.remote.size for item in wanted), 0
 
     def advance(count: int) -> None:
         nonlocal done
