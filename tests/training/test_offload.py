@@ -60,7 +60,8 @@ def test_so_does_an_official_file_by_the_command(tmp_path):
     for offload in ("none", "disk"):
         values = settings(
             tmp_path / offload, model, num_steps=3, report_every=1, offload=offload,
-            samples=[{"prompt": CAPTION, "image": str(tmp_path / "pairs" / "0.source.png")}],
+            samples=[{"prompt": CAPTION, "image": str(tmp_path / "pairs" / "0.source.png"),
+                      "num_steps": 2, "size_level_px": 64}],
             sample_every=3,
         )  # fmt: skip
         write_config(tmp_path / f"{offload}.yaml", values)

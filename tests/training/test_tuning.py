@@ -181,11 +181,12 @@ def test_wrong_layers_are_refused(tiny_model, tmp_path):
 def test_all_three_layouts_give_the_picture_of_the_last_sample(tiny_model, tmp_path, layers):
     changes = {"layouts": ["kohya", "peft", "comfyui"], "layers": layers, "num_steps": 6}
     source = tmp_path / "pairs" / "0.source.png"
-    sample = {"prompt": CAPTION, "image": str(source)}
+    chosen = {"num_steps": 3, "size_level_px": 64}
+    sample = {"prompt": CAPTION, "image": str(source), **chosen}
     config = run_of(tmp_path / "run", tiny_model, samples=[sample], sample_every=4, **changes)
     config = config.model_copy(update={"save_dtype": "float32"})
     assert train(config) is None
-    request = EditRequest(image=source, prompt=CAPTION, seed=0)
+    request = EditRequest(image=source, prompt=CAPTION, seed=0, **chosen)
     plain = np.asarray(Editor.load(str(tiny_model)).edit(request).images[0])
     for layout in config.layouts:
         path = config.folder / f"lora_{layout}.safetensors"

@@ -134,6 +134,10 @@ class Sample(Settings):
     prompt: str = Field(min_length=1)
     image: Path | None = None
     seed: int = Field(default=0, ge=0)
+    num_steps: int | None = Field(None, description="denoising steps; default: the model's own")
+    size_level_px: int | None = Field(
+        None, description="the model works on so many pixels squared; default: the model's own"
+    )
 
 
 class TuningRun(RunSettings):

@@ -79,9 +79,7 @@ class Samples:
         for sample in config.samples:
             if sample.image is not None:
                 images.open_picture(sample.image)
-            found.append(
-                EditRequest.checked(image=sample.image, prompt=sample.prompt, seed=sample.seed)
-            )
+            found.append(EditRequest.checked(**sample.model_dump()))
         return found
 
     def after_step(self, report: StepReport) -> None:
