@@ -2,7 +2,7 @@
 
     python perf/mini_curve.py configs/train/mini_all.yaml --out perf/results/mini_curve.md
 
-The run's averaged weights as they were, through ``step1x bench mini --category all``: of each
+The run's averaged weights as they were, through ``step1x bench mini``: of each
 category the share of held-out items whose gain is at least one half. Give the run `keep_every`, so
 that there are some; the last rows are those of its newest checkpoints.
 """
@@ -31,8 +31,7 @@ def measure(config: EditRun, checkpoint: Path, items: int, first: int) -> dict[s
         model = export(config.model_copy(update={"folder": alone}), Path(name) / "model")
         command = [Path(sys.executable).with_name("step1x"), "bench", "mini", "-q", "--json"]
         done = subprocess.run(
-            [*command, "--model", model, "--category", "all",
-             "--items", str(items), "--first", str(first)],
+            [*command, "--model", model, "--items", str(items), "--first", str(first)],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         return {row["category"]: row["success"] for row in json.loads(done.stdout)}

@@ -236,7 +236,7 @@ def bench_mini(
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
     category: Annotated[
         list[str] | None,
-        typer.Option("--category", help="one to measure, or all; again for more; default: five"),
+        typer.Option("--category", help="one to measure; again for more; default: all eleven"),
     ] = None,
     first: Annotated[
         int, typer.Option("--first", min=0, help="number of the first item: others are other ones")

@@ -7,26 +7,29 @@ result is compared with what the autoencoder alone makes of the source. Called b
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from step1x_edit import images
 from step1x_edit.datagen.atlas import Atlas
 from step1x_edit.datagen.operators import OPERATORS
 from step1x_edit.datagen.pipeline import HELD_OUT_SEED, make_triplet
 from step1x_edit.datagen.records import Triplet
+from step1x_edit.datagen.signs import font_path
 from step1x_edit.datagen.variety import PLAIN, Variety
 from step1x_edit.editor import Editor
 from step1x_edit.errors import InvalidRequest
 
-CATEGORIES = ("tone", "colour", "removal", "background", "addition")
-"""What version 0 of the mini model was trained on."""
+CATEGORIES = tuple(OPERATORS)
+"""What the mini model was trained on: all that the data engine draws."""
 FIRST_SEED = HELD_OUT_SEED + 2**30
 """Where the benchmark's items begin; the trainer's held-out previews stay below it."""
 SUCCESS_GAIN = 0.5
@@ -34,6 +37,8 @@ LEAST_OUTSIDE = 0.05
 """An item whose picture changes almost everywhere says nothing about the outside: the few pixels
 that a blur or a tone happens to leave as they were are not what it was asked to leave."""
 BATCH = 12
+LABEL_PX = 11
+"""Of Chinese words below a picture."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class CategoryScore:
 
 
 def chosen_categories(names: Sequence[str]) -> tuple[str, ...]:
-    """The categories of a benchmark by name; "all" are those of the data engine.
+    """The categories of a benchmark by name; all of them by "all", or by no name.
 
     Raises:
         InvalidRequest: There is none of that name.
@@ -82,9 +87,9 @@ def chosen_categories(names: Sequence[str]) -> tuple[str, ...]:
             raise InvalidRequest(
                 f"category {name!r} is not there: give one of {', '.join(OPERATORS)}, or all"
             )
-    if "all" in names:
-        return tuple(OPERATORS)
-    return tuple(dict.fromkeys(names)) or CATEGORIES
+    if not names or "all" in names:
+        return CATEGORIES
+    return tuple(dict.fromkeys(names))
 
 
 def run(
@@ -282,7 +287,7 @@ def _cell(value: float, form: str, unit: str = "") -> str:
 def contact_sheet(
     rows: list[tuple[Triplet, np.ndarray, ItemScore]], columns: int = 4
 ) -> Image.Image:
-    """Source, result and target of each item side by side, its instruction and gain below."""
+    """Source, result and target of each item side by side, its gain and instruction below."""
     height, width = rows[0][0].source.shape[:2]
     cell_width, cell_height = 3 * width + 8, height + 14
     sheet = Image.new(
@@ -294,7 +299,18 @@ def contact_sheet(
         pictures = (triplet.source, (result.clip(0, 1) * 255).astype(np.uint8), triplet.target)
         for j, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (left + j * width, top))
-        draw.text(
-            (left, top + height), f"{score.gain:.2f} {triplet.instructions['en']}", fill="black"
-        )
+        _write(draw, left, top + height, f"{score.gain:.2f} {score.instruction}")
     return sheet
+
+
+def _write(draw: ImageDraw.ImageDraw, left: float, top: int, text: str) -> None:
+    """Write English and Chinese in one line, each in a font that has its letters."""
+    for part in re.findall(r"[ -~]+|[^ -~]+", text):
+        font = _small_font() if part.isascii() else _small_font(font_path(Atlas(), part))
+        draw.text((left, top), part, fill="black", font=font)
+        left += draw.textlength(part, font=font)
+
+
+@lru_cache
+def _small_font(path: str | None = None) -> Any:
+    return ImageFont.load_default() if path is None else ImageFont.truetype(path, LABEL_PX)

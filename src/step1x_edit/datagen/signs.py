@@ -76,7 +76,7 @@ def _write(
     atlas: Atlas,
 ) -> None:
     """Write in the middle of a board of (width, height), as large as it goes."""
-    path = str(atlas.folder / "fonts" / f"{_font_name(text)}.woff2")
+    path = font_path(atlas, text)
     em = round(board[1] * EM)
     needed = _places(text, _font(path, em))[-1]
     em = max(6, min(em, int(em * board[0] * TEXT_WIDTH / needed)))
@@ -94,6 +94,11 @@ def _places(text: str, font: ImageFont.FreeTypeFont) -> list[float]:
     steps = [font.getlength(letter) + TRACKING * font.size for letter in text]
     ends = list(accumulate(steps, initial=0.0))
     return [*ends[:-1], ends[-1] - TRACKING * font.size]
+
+
+def font_path(atlas: Atlas, text: str) -> str:
+    """The font that has the letters of `text`, Latin or Chinese ones."""
+    return str(atlas.folder / "fonts" / f"{_font_name(text)}.woff2")
 
 
 def _font_name(text: str) -> str:
