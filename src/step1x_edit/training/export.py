@@ -4,6 +4,7 @@ python -m step1x_edit.training.export configs/train/mini.yaml src/step1x_edit/as
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -62,6 +63,10 @@ def export(config: EditRun, out: Path, *, averaged: bool = True) -> Path:
     )
     pipeline.to(torch.bfloat16)
     pipeline.save_pretrained(out)
+    for file in out.glob("*/config.json"):  # where a network was read from says nothing elsewhere
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries.pop("_name_or_path", None)
+        file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     return out
 
 
