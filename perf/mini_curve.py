@@ -48,7 +48,8 @@ def main() -> None:
     config = load(args.config)
     if not isinstance(config, EditRun):
         parser.error(f"{args.config} is a run of kind {config.kind}, not edit")
-    lines = [", ".join(f"{name} {value}" for name, value in machine.describe().items()), ""]
+    header = {**machine.describe(), "items of each category": args.items, "first": args.first}
+    lines = [", ".join(f"{name} {value}" for name, value in header.items()), ""]
     checkpoints = sorted((config.folder / "checkpoints").glob("step_*.pt"))
     for checkpoint in checkpoints[:: -args.every][::-1]:
         seen = torch.load(checkpoint, weights_only=True, mmap=True)["samples_seen"]
