@@ -1,4 +1,4 @@
-"""A LoRA teaches the mini an edit that it cannot do: a red frame around the picture.
+"""A LoRA teaches the mini an edit that it cannot do: an orange frame around the picture.
 
     python perf/lora.py [--config configs/train/lora.yaml] [--items 60] [--out perf/results/lora.md]
 
@@ -32,10 +32,10 @@ from step1x_edit.training.log import read_log
 
 NUM_PAIRS = 200
 FRAME_PX = 16
-RED = (200, 30, 40)
+ORANGE = (250, 130, 20)
 SENTENCES = (
-    ("put a red frame around the picture", "给照片加一个红色的边框"),
-    ("give it a red border", "加上红色的相框"),
+    ("put an orange frame around the picture", "给照片加一个橙色的边框"),
+    ("give it an orange border", "加上橙色的相框"),
 )
 SIZES = ((128, 128), (144, 96), (96, 144))
 LAYOUTS = ("kohya", "peft", "comfyui")
@@ -47,7 +47,7 @@ def framed(seed: int, size: tuple[int, int], atlas: Atlas) -> Triplet:
     mask = np.ones(scene.mask.shape, bool)
     mask[FRAME_PX:-FRAME_PX, FRAME_PX:-FRAME_PX] = False
     target = scene.source.copy()
-    target[mask] = RED
+    target[mask] = ORANGE
     english, chinese = SENTENCES[seed % len(SENTENCES)]
     words = {"en": english, "zh": chinese}
     return replace(scene, target=target, mask=mask, instructions=words, captions={})
