@@ -26,7 +26,7 @@ check: .venv/dev.stamp ## lint, format, types, import contract, spelling
 	$(BIN)/typos
 
 test: .venv/dev.stamp ## run every test, the slow ones too
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 docs: .venv/docs.stamp ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
