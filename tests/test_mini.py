@@ -75,6 +75,13 @@ def test_a_photograph_becomes_grey_and_stays_sharp(three_megapixels, tmp_path):
     assert np.array_equal(pixels, np.asarray(again.convert("RGB"), np.int16)), "not repeatable"
 
 
+def test_the_demo_is_grey(tmp_path):
+    result = edit(PHOTOGRAPH, "make it black and white", tmp_path / "demo.png", "--seed", "0")
+    with Image.open(PHOTOGRAPH) as source:
+        assert spread(source) > 20, "grey already"
+    assert spread(result) <= MAX_SPREAD
+
+
 def test_a_chinese_instruction_does_the_same(three_megapixels, tmp_path):
     result = edit(three_megapixels, "变成黑白", tmp_path / "zh.png", "--seed", "1")
     assert spread(result) <= MAX_SPREAD

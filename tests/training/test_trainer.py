@@ -68,6 +68,9 @@ def test_a_run_becomes_a_model_that_edits(tmp_path):
     config = edit_run(tmp_path / "run")
     trainer.train(config)
     editor = Editor.load(str(export(config, tmp_path / "model")))
+    configs = [path.read_text() for path in (tmp_path / "model").glob("*/config.json")]
+    assert len(configs) == 3
+    assert not any("_name_or_path" in config for config in configs)
     picture = Image.new("RGB", (64, 64), "red")
     result = editor.edit(EditRequest.checked(image=picture, prompt="make it blue", num_steps=1))
     assert result.images[0].size == (64, 64)

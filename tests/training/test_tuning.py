@@ -18,6 +18,7 @@ from step1x_edit.training import lora, optimizers
 from step1x_edit.training.config import load
 from step1x_edit.training.feature_batch import FeatureBatch
 from step1x_edit.training.tuning import Tuning, example_generator, train
+from step1x_edit.training.watching import Samples
 
 from ..tiny_model import write_tiny_official
 from ..tuning_runs import CAPTION, settings, write_config
@@ -205,6 +206,13 @@ def test_all_three_layouts_give_the_picture_of_the_last_sample(tiny_model, tmp_p
     assert str(tiny_model) in card
     assert "lora_kohya.safetensors" in card
     assert (config.folder / "loss.svg").read_text().startswith("<svg")
+
+
+def test_samples_out_of_range_are_refused(tiny_model, tmp_path):
+    for wrong in ({"num_steps": 0}, {"size_level_px": 8}):
+        config = run_of(tmp_path / "run", tiny_model, samples=[{"prompt": CAPTION, **wrong}])
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            Samples.requests(config)
 
 
 # ---- never lose a step

@@ -305,12 +305,14 @@ def contact_sheet(
 
 def _write(draw: ImageDraw.ImageDraw, left: float, top: int, text: str) -> None:
     """Write English and Chinese in one line, each in a font that has its letters."""
+    latin, chinese = _label_fonts()
     for part in re.findall(r"[ -~]+|[^ -~]+", text):
-        font = _small_font() if part.isascii() else _small_font(font_path(Atlas(), part))
+        font = latin if part.isascii() else chinese
         draw.text((left, top), part, fill="black", font=font)
         left += draw.textlength(part, font=font)
 
 
 @lru_cache
-def _small_font(path: str | None = None) -> Any:
-    return ImageFont.load_default() if path is None else ImageFont.truetype(path, LABEL_PX)
+def _label_fonts() -> tuple[Any, Any]:
+    """Latin and Chinese."""
+    return ImageFont.load_default(), ImageFont.truetype(font_path(Atlas(), "字"), LABEL_PX)
