@@ -215,23 +215,26 @@ def as_markdown(
         f"{model_flops / 1e12:.3f} TFLOP as 6 x parameters x tokens, {counted_flops / 1e12:.3f} "
         "multiplied by version 0's.",
         "",
-        "| loop | loss | clock s | processor s | speed beside plain | beside version 0 "
+        "| loop | loss | clock s | processor s | speed beside plain: processor time | clock "
+        "| beside version 0: processor time | clock "
         "| of the matrix rate: processor time | clock | multiplied |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, loss in losses.items():
         clock, processor = (median(turn.steps[kind][i] for turn in turns) for i in (0, 1))
         beside = [
-            median(turn.steps[other][1] / turn.steps[kind][1] for turn in turns)
+            median(turn.steps[other][which] / turn.steps[kind][which] for turn in turns)
             for other in ("plain", "version 0")
+            for which in (1, 0)
         ]
         shares = [
             median(turn.of_matrix(kind, flops, which) for turn in turns)
             for flops, which in ((model_flops, 1), (model_flops, 0), (counted_flops, 1))
         ]
         lines.append(
-            f"| {kind} | {loss:.4f} | {clock:.2f} | {processor:.2f} | {beside[0]:.2f} "
-            f"| {beside[1]:.2f} | {shares[0]:.2f} | {shares[1]:.2f} | {shares[2]:.2f} |"
+            f"| {kind} | {loss:.4f} | {clock:.2f} | {processor:.2f} | "
+            + " | ".join(f"{ratio:.2f}" for ratio in (*beside, *shares))
+            + " |"
         )
     return "\n".join(lines) + "\n"
 

@@ -4,7 +4,8 @@
 
 Both train the shipped mini on the same data settings by ``python -m step1x_edit.training``, each
 from its own sources, in turns; the first log line of a run, which holds the warm-up, is left out.
-bd993d1 is the commit with the mini's first weights, by the loop that trained them.
+bd993d1 is the commit with the mini's first weights, by the loop that trained them, in batches of
+32; today's recipe takes 64.
 """
 
 import argparse
@@ -50,40 +51,48 @@ def samples_per_s(sources: Path, batch_size: int, num_lines: int) -> list[float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--before", required=True, help="commit")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--before-batch", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lines", type=int, default=2, help=f"counted, of {LINE} steps each")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the table, as Markdown")
     args = parser.parse_args()
-    rows = [
-        ", ".join(f"{name} {value}" for name, value in machine.describe().items()),
-        "",
-        f"| batch | samples/s of {args.before} | of this tree | ratio, median over turns (all) |",
-        "|---|---|---|---|",
-    ]
     with tempfile.TemporaryDirectory() as name:
         earlier = Path(name) / "tree"
         subprocess.run(["git", "worktree", "add", "-q", earlier, args.before], cwd=ROOT, check=True)
         try:
-            rows += [row(earlier, batch_size, args) for batch_size in args.batch]
+            turns = [turn(earlier, args) for _ in range(args.turns)]
         finally:
             subprocess.run(["git", "worktree", "remove", "-f", earlier], cwd=ROOT, check=True)
-    text = "\n".join(rows) + "\n"
+    text = as_markdown(turns, args)
     print(text, end="")
     if args.out:
         args.out.write_text(text, encoding="utf-8")
 
 
-def row(earlier: Path, batch_size: int, args: argparse.Namespace) -> str:
-    """The table's row of one batch size."""
-    before, now = [], []
-    for _ in range(args.turns):
-        before.append(median(samples_per_s(earlier, batch_size, args.lines)))
-        now.append(median(samples_per_s(ROOT, batch_size, args.lines)))
-    ratios = [b / a for a, b in zip(before, now, strict=True)]
-    every = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    speeds = f"{median(before):.1f} | {median(now):.1f}"
-    return f"| {batch_size} | {speeds} | {median(ratios):.2f} ({every}) |"
+def turn(earlier: Path, args: argparse.Namespace) -> list[float]:
+    """Samples a second: of the earlier loop with each batch size, then of today's."""
+    speeds = [samples_per_s(earlier, size, args.lines) for size in args.before_batch]
+    speeds.append(samples_per_s(ROOT, args.batch, args.lines))
+    return [median(lines) for lines in speeds]
+
+
+def as_markdown(turns: list[list[float]], args: argparse.Namespace) -> str:
+    """Medians over the turns; a ratio is within a turn."""
+    rows = [
+        ", ".join(f"{name} {value}" for name, value in machine.describe().items()),
+        "",
+        "| loop | batch | samples/s | this tree beside it (each turn) |",
+        "|---|---|---|---|",
+    ]
+    for i, size in enumerate(args.before_batch):
+        ratios = [speeds[-1] / speeds[i] for speeds in turns]
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        speed = median(speeds[i] for speeds in turns)
+        rows.append(f"| {args.before} | {size} | {speed:.1f} | {median(ratios):.2f} ({each}) |")
+    speed = median(speeds[-1] for speeds in turns)
+    rows.append(f"| this tree | {args.batch} | {speed:.1f} | |")
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import itertools
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from step1x_edit.model.instruction_tokens import InstructionTokenizer
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.training.config import DataSettings
 from step1x_edit.training.dataset import (
+    WORKER_NICENESS,
     EditCollate,
     TripletBatches,
     batches,
@@ -146,3 +148,13 @@ def test_workers_leave_torchs_own_random_state_alone():
     before = torch.get_rng_state()
     assert next(in_worker(Numbers(), 1)) == 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Niceness(IterableDataset):
+    def __iter__(self):
+        yield os.nice(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="no priorities of this kind here")
+def test_workers_leave_the_cores_to_the_step():
+    assert next(in_worker(Niceness(), 1)) == min(19, os.nice(0) + WORKER_NICENESS)

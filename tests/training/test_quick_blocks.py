@@ -8,13 +8,20 @@ import torch
 from step1x_edit.model.guidance import prepare_ids
 from step1x_edit.model.instruction import InstructionFeatures
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
+from step1x_edit.training import quick_blocks
 from step1x_edit.training.quick_blocks import can_quicken, quicken
 
 pytestmark = pytest.mark.skipif(not can_quicken(), reason="no bfloat16 matrix products here")
 
 TEXT, GRID = 40, (4, 4)
 TARGETS = GRID[0] * GRID[1]
-LENGTHS = (5, 0, 9)
+LENGTHS = (5, 0, 9, 12, 3, 40)
+
+
+@pytest.fixture(autouse=True)
+def several_groups(monkeypatch):
+    """Of four rows, or of two with a reference."""
+    monkeypatch.setattr(quick_blocks, "GROUP_TOKENS", 4 * TARGETS)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,11 @@ def inputs(with_reference):
     mask = torch.arange(TEXT) < torch.tensor(LENGTHS)[:, None]
     features = torch.randn(len(LENGTHS), TEXT, 48, generator=generator) * mask[..., None]
     tokens = torch.randn(len(LENGTHS), num_image, 64, generator=generator)
-    return tokens, InstructionFeatures(features, mask), torch.tensor([0.2, 0.7, 0.95])
+    return (
+        tokens,
+        InstructionFeatures(features, mask),
+        torch.tensor([0.2, 0.7, 0.95, 0.5, 0.99, 0.05]),
+    )
 
 
 def loss_and_gradients(transformer, with_reference, features=None):
@@ -66,7 +77,7 @@ def quick_loss_and_gradients(transformer, with_reference):
     trimmed = quick.trim(features, tokens.shape[1])
     quick.own.num_targets = TARGETS
     try:
-        return trimmed, *loss_and_gradients(transformer, with_reference, trimmed)
+        return quick.own.packing, *loss_and_gradients(transformer, with_reference, trimmed)
     finally:
         quick.remove()
 
@@ -78,8 +89,8 @@ def error(got, wanted):
 @pytest.mark.parametrize("with_reference", [False, True])
 def test_losses_and_gradients_are_the_plain_form_s(transformer, with_reference):
     loss, gradients = loss_and_gradients(transformer, with_reference)
-    trimmed, quick_loss, quick_gradients = quick_loss_and_gradients(transformer, with_reference)
-    assert trimmed.features.shape[1] < TEXT
+    packing, quick_loss, quick_gradients = quick_loss_and_gradients(transformer, with_reference)
+    assert packing.text == ((8, 16, 40) if with_reference else (16, 40))
     assert quick_loss == pytest.approx(loss, rel=1e-5)
     assert error(quick_gradients, gradients) <= 1e-5
 
@@ -105,7 +116,7 @@ def test_rows_without_padding_keep_every_token(transformer):
     mask = torch.ones(2, TEXT, dtype=torch.bool)
     features = InstructionFeatures(torch.randn(2, TEXT, 48), mask)
     assert quick.trim(features, TARGETS).features.shape[1] == TEXT
-    assert quick.own.padding_bias is None
+    assert all(bool((bias == 0).all()) for bias in quick.own.padding_bias)
 
 
 def test_padding_counts_as_often_as_it_stood_there(transformer):
@@ -114,7 +125,7 @@ def test_padding_counts_as_often_as_it_stood_there(transformer):
     quick = quicken(transformer)
     tokens, features, _ = inputs(True)
     trimmed = quick.trim(features, tokens.shape[1])
-    quick.own.padding_bias = None
+    quick.own.padding_bias = tuple(0 * bias for bias in quick.own.padding_bias)
     wrong, _ = loss_and_gradients(transformer, True, trimmed)
     quick.remove()
     assert abs(wrong - loss) > 1e-4 * loss

@@ -1,5 +1,6 @@
 """Endless batches straight from the data engine's workers."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.instruction import InstructionTokenizer, InstructionTokens
 from step1x_edit.training.alignment import changed_cells, token_labels
 from step1x_edit.training.config import DataSettings
+
+WORKER_NICENESS = 10
+"""Added to a worker's: about a tenth of a core while the step has all of them busy."""
 
 Collate = Callable[[list[Triplet], np.random.Generator], Any]
 
@@ -123,15 +127,22 @@ def in_worker(stream: IterableDataset[Any], num_workers: int) -> Iterator[Any]:
             num_workers=num_workers,
             prefetch_factor=4,
             generator=torch.Generator(),  # else it draws from torch's own, which a run takes up
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_serve_the_trainer,
         )
     )
 
 
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: a worker must outlive the trainer's saving."""
+def _serve_the_trainer(_: int) -> None:
+    """Leave signals and cores to the trainer.
+
+    Ctrl-C reaches all processes of a terminal, and a worker must outlive the trainer's saving. A
+    worker with the trainer's priority draws its batches in bursts that hold one of the step's cores
+    up, while the others wait for that one; with less it fills the gaps.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(WORKER_NICENESS)
 
 
 @dataclass(frozen=True)

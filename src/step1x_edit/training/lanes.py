@@ -7,6 +7,7 @@ turn, and the sums are the same. Called by `loop`.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 PartLoss = Callable[[Any, torch.Generator], tuple[Tensor, int]]
 """Part of a batch and its source of chance → (its mean loss, number of samples)."""
+Gradients = Sequence[Tensor | None]
 
 
 @runtime_checkable
@@ -61,17 +63,16 @@ class Lanes:
         seeds = torch.randint(2**62, (len(parts),)).tolist()
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-        def part_of(part: Any, source: torch.Generator) -> tuple[float, int, list[Tensor | None]]:
+        def part_of(part: Any, source: torch.Generator) -> tuple[float, int, Gradients]:
             loss, count = loss_of(part, source)
+            loss = loss * (len(part) / len(batch))
             grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-            return loss.item(), count, list(grads)
+            return loss.item(), count, grads
 
-        done = list(self._pool.map(part_of, parts, sources))
-        total = sum(count for _, count, _ in done)
-        shares = [count / total for _, count, _ in done]
-        for i, parameter in enumerate(parameters):
-            parameter.grad = _weighted_sum([grads[i] for _, _, grads in done], shares)
-        return sum(loss * share for (loss, _, _), share in zip(done, shares, strict=True)), total
+        losses, counts, grads = zip(*self._pool.map(part_of, parts, sources), strict=True)
+        for parameter, own in zip(parameters, zip(*grads, strict=True), strict=True):
+            parameter.grad = _sum(own)
+        return sum(losses), sum(counts)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One step of an optimiser: of Muon, which takes its matrices one by one, side by side."""
@@ -92,15 +93,11 @@ def even_parts(count: int, num_parts: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(ends) if a < b]
 
 
-def _weighted_sum(grads: Sequence[Tensor | None], shares: Sequence[float]) -> Tensor | None:
+def _sum(grads: Gradients) -> Tensor | None:
     """None where there is no gradient at all."""
-    total = None
-    for grad, share in zip(grads, shares, strict=True):
-        if grad is None:
-            continue
-        # The first is not scaled in place: two parameters may have been given one tensor.
-        total = grad * share if total is None else total.add_(grad, alpha=share)
-    return total
+    there = [grad for grad in grads if grad is not None]
+    # Not in place: two parameters may have been given one tensor.
+    return functools.reduce(torch.add, there) if there else None
 
 
 def _over(optimizer: torch.optim.Muon, group: dict[str, Any], matrix: Tensor) -> torch.optim.Muon:

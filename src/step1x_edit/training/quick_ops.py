@@ -2,9 +2,9 @@
 
 The plain form writes every intermediate value of a whole batch to memory and reads it again; a few
 samples' worth of them fits a core's cache. What happens between two matrix products over all
-tokens is done here a few samples at a time, forwards and backwards, and written once, in the layout
-that the next product reads. Values and gradients are the plain form's to bfloat16 rounding. Called
-by `quick_blocks`.
+tokens is done here a group of rows at a time, forwards and backwards, and written once, in the
+layout that the next product reads. Tokens of all rows lie one behind the other (`packing`). Values
+and gradients are the plain form's to bfloat16 rounding. Called by `quick_blocks`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from step1x_edit.model.attention import EPS
+from step1x_edit.training.packing import Packing
 
-CHUNK_VALUES = 2**19
-"""Values of one tensor that are worked on at a time: 1 MiB in bfloat16, half of a core's cache."""
-
-
-def chunks(batch: int, values: int) -> Iterator[slice]:
-    """Cut `batch` samples of `values` values each into slices that fit the cache."""
-    size = max(1, CHUNK_VALUES // values)
-    return (slice(start, start + size) for start in range(0, batch, size))
+HAS_MATRIX_UNIT = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,12 +45,12 @@ class _Project(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         tokens, weight = ctx.saved_tensors
-        grad = grad_outputs[0].flatten(0, -2)
+        grad = grad_outputs[0]
         grads: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
         if ctx.needs_input_grad[0]:
-            grads[0] = (grad @ weight).view(tokens.shape)
+            grads[0] = grad @ weight
         if any(ctx.needs_input_grad[1:]):
-            grad_weight = _outer(grad, tokens.flatten(0, -2))
+            grad_weight = _outer(grad, tokens)
             pairs = zip(grad_weight.split(ctx.sizes), grad.sum(0).split(ctx.sizes), strict=True)
             flat = (part for pair in pairs for part in pair)
             grads[1:] = [part.float() for part in flat]
@@ -64,18 +58,20 @@ class _Project(torch.autograd.Function):
 
 
 def _outer(grad: Tensor, tokens: Tensor) -> Tensor:
-    """``grad.T @ tokens``, whose narrower factor is turned first: the product's own way is slow."""
+    """``grad.T @ tokens``; a matrix unit is fed faster when the narrower factor is turned first."""
+    if not HAS_MATRIX_UNIT:
+        return grad.T @ tokens
     if grad.shape[1] >= tokens.shape[1]:
         return (tokens.T.contiguous() @ grad).T.contiguous()
     return grad.T.contiguous() @ tokens
 
 
 def project(
-    tokens: Float[Tensor, "batch tokens dim"], *layers: nn.Linear
-) -> Float[Tensor, "batch tokens outs"]:
+    tokens: Float[Tensor, "tokens dim"], *layers: nn.Linear
+) -> Float[Tensor, "tokens outs"]:
     """Outputs of linear layers over the same tokens, side by side: one product for all of them."""
     parameters = [part for layer in layers for part in (layer.weight, layer.bias)]
-    return cast("Tensor", _Project.apply(tokens.contiguous(), *parameters))
+    return cast("Tensor", _Project.apply(tokens, *parameters))
 
 
 class _ProjectPair(torch.autograd.Function):
@@ -93,95 +89,104 @@ class _ProjectPair(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first, second, *weights = ctx.saved_tensors
-        grad = grad_outputs[0].flatten(0, -2)
-        turned = grad.T.contiguous()
-        grad_weight = torch.cat([turned @ part.flatten(0, -2) for part in (first, second)], 1)
-        grads = [
-            (grad @ weight).view(part.shape)
-            for weight, part in zip(weights, (first, second), strict=True)
-        ]
-        return grads[0], grads[1], grad_weight.float(), grad.sum(0).float()
+        grad = grad_outputs[0]
+        turned = grad.T.contiguous() if HAS_MATRIX_UNIT else grad.T
+        grad_weight = torch.cat([turned @ part for part in (first, second)], 1)
+        grad_first, grad_second = (grad @ weight for weight in weights)
+        return grad_first, grad_second, grad_weight.float(), grad.sum(0).float()
 
 
 def project_pair(
-    first: Float[Tensor, "batch tokens one"],
-    second: Float[Tensor, "batch tokens two"],
-    layer: nn.Linear,
-) -> Float[Tensor, "batch tokens outs"]:
+    first: Float[Tensor, "tokens one"], second: Float[Tensor, "tokens two"], layer: nn.Linear
+) -> Float[Tensor, "tokens outs"]:
     """A linear layer over two inputs that its plain form would write side by side first."""
     return cast("Tensor", _ProjectPair.apply(first, second, layer.weight, layer.bias))
 
 
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, shift: Tensor, scale: Tensor, packing: Packing) -> Tensor:
         factor = 1 + scale
         out = torch.empty_like(tokens)
-        statistics = []
-        for part in chunks(len(tokens), tokens[0].numel()):
-            normed, *own = torch.native_layer_norm(tokens[part], tokens.shape[-1:], None, None, EPS)
-            torch.addcmul(shift[part], normed, factor[part], out=out[part])
-            statistics.append(own)
-        mean, rstd = (torch.cat(parts) for parts in zip(*statistics, strict=True))
-        ctx.save_for_backward(tokens, factor, mean, rstd)
+        statistics: list[Tensor] = []
+        for rows, part, own in _zip(packing, tokens, out):
+            normed, *moments = torch.native_layer_norm(part, part.shape[-1:], None, None, EPS)
+            torch.addcmul(shift[rows], normed, factor[rows], out=own)
+            statistics += moments
+        ctx.packing = packing
+        ctx.save_for_backward(tokens, factor, *statistics)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, factor, mean, rstd = ctx.saved_tensors
-        grad, shape = grad_outputs[0], tokens.shape[-1:]
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        tokens, factor, *statistics = ctx.saved_tensors
         grad_tokens = torch.empty_like(tokens)
         grad_shift, grad_scale = torch.empty_like(factor), torch.empty_like(factor)
-        for part in chunks(len(tokens), tokens[0].numel()):
-            normed = torch.native_layer_norm(tokens[part], shape, None, None, EPS)[0]
-            torch.sum(grad[part], 1, keepdim=True, out=grad_shift[part])
-            torch.sum(normed.mul_(grad[part]), 1, keepdim=True, out=grad_scale[part])
-            grad_tokens[part] = torch.ops.aten.native_layer_norm_backward(
-                grad[part] * factor[part], tokens[part], shape, mean[part], rstd[part],
-                None, None, [True, False, False],
-            )[0]  # fmt: skip
-        return grad_tokens, grad_shift, grad_scale
+        groups = _zip(ctx.packing, tokens, grad_outputs[0].contiguous(), grad_tokens)
+        for number, (rows, part, grad, out) in enumerate(groups):
+            shape = part.shape[-1:]
+            normed = torch.native_layer_norm(part, shape, None, None, EPS)[0]
+            torch.sum(grad, 1, keepdim=True, out=grad_shift[rows])
+            torch.sum(normed.mul_(grad), 1, keepdim=True, out=grad_scale[rows])
+            mean, rstd = statistics[2 * number : 2 * number + 2]
+            out.copy_(
+                torch.ops.aten.native_layer_norm_backward(
+                    grad * factor[rows], part, shape, mean, rstd, None, None, [True, False, False]
+                )[0]
+            )
+        return grad_tokens, grad_shift, grad_scale, None
+
+
+def _zip(packing: Packing, *packed: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Group by group: its rows, and its view of each tensor."""
+    return zip(packing.rows, *map(packing.cut, packed), strict=True)
 
 
 def modulated_norm(
-    tokens: Float[Tensor, "batch tokens dim"],
+    tokens: Float[Tensor, "tokens dim"],
     shift: Float[Tensor, "batch 1 dim"],
     scale: Float[Tensor, "batch 1 dim"],
-) -> Float[Tensor, "batch tokens dim"]:
+    packing: Packing,
+) -> Float[Tensor, "tokens dim"]:
     """Layer norm without weights, times ``1 + scale``, plus `shift`."""
-    return cast("Tensor", _ModulatedNorm.apply(tokens, shift, scale))
+    return cast("Tensor", _ModulatedNorm.apply(tokens, shift, scale, packing))
 
 
 class _GatedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, gate: Tensor, update: Tensor, packing: Packing) -> Tensor:
+        out = torch.empty_like(tokens)
+        for rows, part, change, own in _zip(packing, tokens, update, out):
+            torch.addcmul(part, gate[rows], change, out=own)
+        ctx.packing = packing
         ctx.save_for_backward(gate, update)
-        return torch.addcmul(tokens, gate, update)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         gate, update = ctx.saved_tensors
-        grad = grad_outputs[0]
+        grad = grad_outputs[0].contiguous()
         grad_update, grad_gate = torch.empty_like(update), torch.empty_like(gate)
-        for part in chunks(len(update), update[0].numel()):
-            torch.mul(grad[part], gate[part], out=grad_update[part])
-            torch.sum(grad[part] * update[part], 1, keepdim=True, out=grad_gate[part])
-        return grad, grad_gate, grad_update
+        for rows, part, change, own in _zip(ctx.packing, grad, update, grad_update):
+            torch.mul(part, gate[rows], out=own)
+            torch.sum(part * change, 1, keepdim=True, out=grad_gate[rows])
+        return grad, grad_gate, grad_update, None
 
 
 def gated_sum(
-    tokens: Float[Tensor, "batch tokens dim"],
+    tokens: Float[Tensor, "tokens dim"],
     gate: Float[Tensor, "batch 1 dim"],
-    update: Float[Tensor, "batch tokens dim"],
-) -> Float[Tensor, "batch tokens dim"]:
+    update: Float[Tensor, "tokens dim"],
+    packing: Packing,
+) -> Float[Tensor, "tokens dim"]:
     """``tokens + gate * update``."""
-    return cast("Tensor", _GatedSum.apply(tokens, gate, update))
+    return cast("Tensor", _GatedSum.apply(tokens, gate, update, packing))
 
 
 def _pairs(heads: Tensor) -> Tensor:
@@ -199,15 +204,9 @@ def _turn(heads: Tensor, weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _turn_back(
-    grad: Tensor,
-    heads: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    inverse_rms: Tensor,
-    out: Tensor,
-    grad_weight: Tensor,
-) -> None:
-    """Write the gradient of `heads` to `out` (B, N, H D); add that of `weight`, head by head."""
+    grad: Tensor, heads: Tensor, weight: Tensor, table: Tensor, inverse_rms: Tensor, out: Tensor
+) -> Tensor:
+    """Write the gradient of `heads` to `out` (B, N, H D); return that of `weight` (N, H, D)."""
     wide = torch.empty(heads.shape)
     wide.copy_(grad.unflatten(0, (len(heads), -1)).transpose(1, 2))
     _pairs(wide).mul_(table.conj())
@@ -215,11 +214,12 @@ def _turn_back(
     normed.mul_(inverse_rms)
     product = wide * normed
     # Sums as products with ones: many times faster than `sum` over these dimensions.
-    grad_weight.view(-1).addmv_(product.flatten(1).T, product.new_ones(len(product)))
+    grad_weight = product.new_ones(len(product)) @ product.flatten(1)
     # The norm lets no gradient through along its own direction.
     mean = product.new_full((heads.shape[-1],), -1 / heads.shape[-1])
     along = (product.mul_(weight) @ mean)[..., None]
     out.copy_(wide.mul_(weight).addcmul_(normed, along).mul_(inverse_rms).flatten(-2))
+    return grad_weight.view(heads.shape[1:])
 
 
 def _by_head(heads: Tensor) -> Tensor:
@@ -242,28 +242,32 @@ class _Attend(torch.autograd.Function):
         query_weight: Tensor,
         key_weight: Tensor,
         table: Tensor,
-        query_table: Tensor,
-        column_bias: Tensor | None,
+        asking: Packing,
+        packing: Packing,
+        padding_bias: tuple[Tensor, ...],
     ) -> Tensor:
         heads = (-1, key_weight.shape[-1])
         out = torch.empty_like(query)
         saved: list[Tensor] = []
-        parts = list(chunks(len(query), key_value[0].numel()))
-        for part in parts:
-            asking, query_rms = _turn(query[part].unflatten(-1, heads), query_weight, query_table)
-            key, value = key_value[part].unflatten(-1, heads).chunk(2, 2)
-            key, key_rms = _turn(key, key_weight, table)
-            scores = torch.bmm(asking, key.transpose(1, 2))
-            if column_bias is not None:
-                own = column_bias[part]
-                view = scores.unflatten(0, (len(own), -1))[..., : own.shape[-1]]
-                view += own[:, None, None]
+        groups = zip(
+            asking.cut(query), packing.cut(key_value), asking.cut(out), padding_bias, strict=True
+        )
+        for number, (query_in, key_value_in, own, bias) in enumerate(groups):
+            asked, query_rms = _turn(
+                query_in.unflatten(-1, heads),
+                *_token_tables(asking, number, query_weight, table, packing.num_image),
+            )
+            key, value = key_value_in.unflatten(-1, heads).chunk(2, 2)
+            tables = _token_tables(packing, number, key_weight, table, packing.num_image)
+            key, key_rms = _turn(key, *tables)
+            scores = torch.bmm(asked, key.transpose(1, 2))
+            by_row = scores.unflatten(0, (len(bias), -1))[..., : bias.shape[-1]]
+            by_row += bias[:, None, None]
             shares = scores.softmax(-1)
-            _by_token(torch.bmm(shares, _by_head(value)), out[part])
-            saved += [asking, query_rms, key, key_rms, shares]
-        ctx.parts = parts
-        tables = (query_weight, key_weight, table, query_table)
-        ctx.save_for_backward(query, key_value, *tables, *saved)
+            _by_token(torch.bmm(shares, _by_head(value)), own)
+            saved += [asked, query_rms, key, key_rms, shares]
+        ctx.packings = (asking, packing)
+        ctx.save_for_backward(query, key_value, query_weight, key_weight, table, *saved)
         return out
 
     @staticmethod
@@ -271,54 +275,86 @@ class _Attend(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        grad = grad_outputs[0]
-        query_in, key_value, query_weight, key_weight, table, query_table, *saved = (
-            ctx.saved_tensors
-        )
-        heads = (query_in.shape[-1] // key_weight.shape[-1], key_weight.shape[-1])
-        grad_query, grad_key_value = torch.empty_like(query_in), torch.empty_like(key_value)
-        grad_query_weight = torch.zeros(query_in.shape[1], *heads)
-        grad_key_weight = torch.zeros(key_value.shape[1], *heads)
-        for number, part in enumerate(ctx.parts):
-            query, query_rms, key, key_rms, shares = saved[5 * number : 5 * number + 5]
-            key_in, value = key_value[part].unflatten(-1, (-1, heads[1])).chunk(2, 2)
-            grad_key, grad_value = grad_key_value[part].chunk(2, -1)
+        query, key_value, query_weight, key_weight, table, *saved = ctx.saved_tensors
+        asking, packing = ctx.packings
+        heads = (-1, key_weight.shape[-1])
+        grad_query, grad_key_value = torch.empty_like(query), torch.empty_like(key_value)
+        grad_query_weight, grad_key_weight = map(torch.zeros_like, (query_weight, key_weight))
+        groups = zip(
+            asking.cut(grad_outputs[0].contiguous()),
+            asking.cut(query), asking.cut(grad_query),
+            packing.cut(key_value), packing.cut(grad_key_value),
+            strict=True,
+        )  # fmt: skip
+        for number, (grad, query_in, query_out, key_value_in, key_value_out) in enumerate(groups):
+            asked, query_rms, key, key_rms, shares = saved[5 * number : 5 * number + 5]
+            key_in, value = key_value_in.unflatten(-1, heads).chunk(2, 2)
+            key_out, value_out = key_value_out.chunk(2, -1)
 
-            attended = _by_head(grad[part].unflatten(-1, heads))
-            _by_token(torch.bmm(shares.transpose(1, 2), attended), grad_value)
+            attended = _by_head(grad.unflatten(-1, heads))
+            _by_token(torch.bmm(shares.transpose(1, 2), attended), value_out)
             grad_shares = torch.bmm(attended, _by_head(value).transpose(1, 2))
             scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-            _turn_back(
-                torch.bmm(scores, key), query_in[part].unflatten(-1, heads),
-                query_weight, query_table, query_rms, grad_query[part], grad_query_weight,
+            by_token = _turn_back(
+                torch.bmm(scores, key), query_in.unflatten(-1, heads),
+                *_token_tables(asking, number, query_weight, table, packing.num_image),
+                query_rms, query_out,
             )  # fmt: skip
-            _turn_back(
-                torch.bmm(scores.transpose(1, 2), query), key_in,
-                key_weight, table, key_rms, grad_key, grad_key_weight,
+            _add_by_kind(grad_query_weight, by_token, asking.text[number])
+            by_token = _turn_back(
+                torch.bmm(scores.transpose(1, 2), asked), key_in,
+                *_token_tables(packing, number, key_weight, table, packing.num_image),
+                key_rms, key_out,
             )  # fmt: skip
-        weights = (part.sum(1, keepdim=True) for part in (grad_query_weight, grad_key_weight))
-        return grad_query, grad_key_value, *weights, None, None, None
+            _add_by_kind(grad_key_weight, by_token, packing.text[number])
+        return grad_query, grad_key_value, grad_query_weight, grad_key_weight, *[None] * 4
+
+
+def _token_tables(
+    packing: Packing, number: int, weight: Tensor, table: Tensor, num_image: int
+) -> tuple[Tensor, Tensor]:
+    """Norm weights and positions of a group's tokens, one by one.
+
+    `table` has all text positions of the longest row before the `num_image` picture positions.
+    """
+    text, image, first = packing.text[number], packing.num_image, len(table) - num_image
+    return (
+        torch.cat([weight[0].expand(text, 1, -1), weight[1].expand(image, 1, -1)]),
+        torch.cat([table[:text], table[first : first + image]]),
+    )
+
+
+def _add_by_kind(sums: Tensor, by_token: Tensor, num_text: int) -> None:
+    """Add (N, H, D) up over text and over picture tokens: `sums` (2, D)."""
+    counts = [num_text, len(by_token) - num_text]
+    for total, part in zip(sums, by_token.flatten(1).split(counts), strict=True):
+        total += part.sum(0).view(-1, len(total)).sum(0)
 
 
 def attend(
-    query: Float[Tensor, "batch queries dim"],
-    key_value: Float[Tensor, "batch tokens twice_dim"],
-    query_weight: Float[Tensor, "queries 1 head_dim"],
-    key_weight: Float[Tensor, "tokens 1 head_dim"],
-    table: Complex64[Tensor, "tokens 1 pairs"],
-    query_table: Complex64[Tensor, "queries 1 pairs"],
-    column_bias: Float[Tensor, "batch columns"] | None = None,
-) -> Float[Tensor, "batch queries dim"]:
+    query: Float[Tensor, "queries dim"],
+    key_value: Float[Tensor, "tokens twice_dim"],
+    query_weight: Float[Tensor, "2 head_dim"],
+    key_weight: Float[Tensor, "2 head_dim"],
+    table: Complex64[Tensor, "positions 1 pairs"],
+    asking: Packing,
+    packing: Packing,
+    padding_bias: tuple[Float[Tensor, "_ _"], ...],
+) -> Float[Tensor, "queries dim"]:
     """Joint attention with normalised and turned queries and keys.
 
     Args:
         query: Queries of all heads.
         key_value: Keys of all heads, then values.
-        query_weight: Norm of the queries, token by token, times the scale of the scores.
+        query_weight: Norm of the queries, of text and of picture tokens, times the scale of the
+            scores.
         key_weight: Norm of the keys.
-        table: `rotary_table` of the tokens, and with
-        query_table: that of those which ask.
-        column_bias: Added to the scores of the first tokens.
+        table: `rotary_table` of the longest row's text and of the picture.
+        asking: Of the queries.
+        packing: Of the keys and values.
+        padding_bias: Added to the scores of each group's text tokens.
     """
-    tables = (query_weight, key_weight, table, query_table)
-    return cast("Tensor", _Attend.apply(query, key_value, *tables, column_bias))
+    weights = (query_weight, key_weight)
+    return cast(
+        "Tensor", _Attend.apply(query, key_value, *weights, table, asking, packing, padding_bias)
+    )

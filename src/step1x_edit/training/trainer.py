@@ -7,18 +7,23 @@ same ids, same instruction features; only the noise level is drawn at random.
 import logging
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
 from diffusers.models.activations import GELU
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from step1x_edit.model.batched_vision import batch_vision
 from step1x_edit.model.guidance import prepare_ids
-from step1x_edit.model.instruction import InstructionEncoder, load_text_encoder
+from step1x_edit.model.instruction import (
+    InstructionEncoder,
+    InstructionFeatures,
+    load_text_encoder,
+)
 from step1x_edit.model.latents import PIXELS_PER_TOKEN, encode_pictures
 from step1x_edit.model.processor import PictureProcessor
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
@@ -60,6 +65,17 @@ READING = ("text_encoder.", "transformer.connector.")
 """Beginnings of the names of the parameters that read the instruction."""
 ADAMW_SHARE = 0.3
 """Modulations and embeddings take a smaller learning rate than orthogonalised matrices bear."""
+
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """What the transformer is given of an `EditBatch`, and what its answers are held against."""
+
+    target: Float[Tensor, "batch target_tokens channels"]
+    reference: Float[Tensor, "batch target_tokens channels"] | None
+    features: InstructionFeatures
+    labels: Int[Tensor, "batch tokens 5"]
+    cells: Float[Tensor, "batch target_tokens cells"]
 
 
 class EditTraining:
@@ -114,9 +130,8 @@ class EditTraining:
         height, width = batch.target.shape[1:3]
         grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-            target = self._tokens(batch.target)
-            reference = None if batch.source is None else self._tokens(batch.source)
-            features = self.encoder.encode(batch.instructions)
+            read = self._read(batch)
+            target, reference, features = read.target, read.reference, read.features
             if self.quick is not None:
                 num_image = target.shape[1] * (1 if reference is None else 2)
                 features = self.quick.trim(features, num_image)
@@ -139,12 +154,24 @@ class EditTraining:
                 txt_ids=txt_ids,
                 return_dict=False,
             )[0][:, : target.shape[1]]
-            scene_loss = self.scene_head.loss(batch.labels, batch.cells, grid)
+            scene_loss = self.scene_head.loss(read.labels, read.cells, grid)
         weight = token_weights(
-            batch.changed, self.config.changed_weight, self.config.outline_weight
+            read.cells.mean(-1), self.config.changed_weight, self.config.outline_weight
         )
         loss = velocity_loss(predicted, target, noise, weight)
         return loss + self.config.scene_weight * scene_loss, len(target)
+
+    def _read(self, batch: EditBatch) -> "_ReadBatch":
+        """Run autoencoder and instruction encoder; rows of like length come to lie together."""
+        features = self.encoder.encode(batch.instructions)
+        order = features.mask.sum(1).argsort()
+        return _ReadBatch(
+            target=self._tokens(batch.target)[order],
+            reference=None if batch.source is None else self._tokens(batch.source)[order],
+            features=InstructionFeatures(features.features[order], features.mask[order]),
+            labels=batch.labels[order],
+            cells=batch.cells[order],
+        )
 
     @torch.no_grad()
     def _tokens(self, pictures: Tensor) -> Float[Tensor, "batch tokens channels"]:
