@@ -8,7 +8,7 @@ import torch
 from step1x_edit.model.guidance import prepare_ids
 from step1x_edit.model.instruction import InstructionFeatures
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
-from step1x_edit.training import quick_blocks
+from step1x_edit.training import quick_blocks, quick_ops
 from step1x_edit.training.quick_blocks import can_quicken, quicken
 
 pytestmark = pytest.mark.skipif(not can_quicken(), reason="no bfloat16 matrix products here")
@@ -86,8 +86,12 @@ def error(got, wanted):
     return float((got - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.parametrize("has_matrix_unit", [False, True])
 @pytest.mark.parametrize("with_reference", [False, True])
-def test_losses_and_gradients_are_the_plain_form_s(transformer, with_reference):
+def test_losses_and_gradients_are_the_plain_form_s(
+    transformer, with_reference, has_matrix_unit, monkeypatch
+):
+    monkeypatch.setattr(quick_ops, "HAS_MATRIX_UNIT", has_matrix_unit)
     loss, gradients = loss_and_gradients(transformer, with_reference)
     packing, quick_loss, quick_gradients = quick_loss_and_gradients(transformer, with_reference)
     assert packing.text == ((8, 16, 40) if with_reference else (16, 40))

@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from step1x_edit.model.attention import EPS
 from step1x_edit.training.packing import Packing
 
-HAS_MATRIX_UNIT = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+HAS_MATRIX_UNIT = torch.cpu._is_amx_tile_supported()
+"""Whether the processor multiplies tiles of matrices (Intel's AMX)."""
 
 
 def _linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
