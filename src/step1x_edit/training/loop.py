@@ -8,7 +8,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,26 +247,21 @@ def run_loop(
             written. The one before stands.
     """
     stop = _StopSignal()
+    work = lanes or _Whole()
     parameters = list(run.parameters.values())
     meter = _Meter(run, pace)
     saved_at = time.monotonic()
     with stop:
         while stop.agreed() is None and run.step < run.num_steps:
             batch = next(batches)
-            if lanes is None:
-                value, count = _gradient(loss_of, batch)
-            else:
-                value, count = lanes.gradient(loss_of, batch, parameters)
+            value, count = work.gradient(loss_of, batch, parameters)
             _check_finite("loss", value, run.step, batch)
             norm = float(ranks.whole(nn.utils.clip_grad_norm_(parameters, pace.clip_norm)))
             _check_finite("norm of the gradient", norm, run.step, batch)
             for optimizer, scale in zip(run.optimizers, run.lr_scales, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate() * scale
-                if lanes is None:
-                    optimizer.step()
-                else:
-                    lanes.step(optimizer)
+                work.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             run.step, run.samples_seen = run.step + 1, run.samples_seen + count
             run.update_ema()
@@ -289,14 +284,22 @@ def run_loop(
         return stop.agreed()
 
 
-def _gradient(loss_of: Callable[[Any], tuple[Tensor, int]], batch: Any) -> tuple[float, int]:
-    """Loss and number of samples; the gradient of a finite loss is left in the parameters."""
-    loss, count = loss_of(batch)
-    value = ranks.summed(loss.item())
-    if math.isfinite(value):
-        # Spread gradients are the mean over the processes.
-        (loss * ranks.world_size()).backward()
-    return value, count
+class _Whole:
+    """Work on a batch in one go, as `Lanes` does on its parts; several processes each on theirs."""
+
+    def gradient(
+        self, loss_of: Callable[[Any], tuple[Tensor, int]], batch: Any, _: Sequence[nn.Parameter]
+    ) -> tuple[float, int]:
+        """Loss and number of samples; the gradient of a finite loss is left in the parameters."""
+        loss, count = loss_of(batch)
+        value = ranks.summed(loss.item())
+        if math.isfinite(value):
+            # Spread gradients are the mean over the processes.
+            (loss * ranks.world_size()).backward()
+        return value, count
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
 
 
 class _Meter:
