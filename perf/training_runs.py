@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -52,9 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--before", required=True, help="commit")
     parser.add_argument("--before-batch", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--lines", type=int, default=2, help=f"counted, of {LINE} steps each")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write the table, as Markdown")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -70,28 +71,29 @@ def main() -> None:
         args.out.write_text(text, encoding="utf-8")
 
 
-def turn(earlier: Path, args: argparse.Namespace) -> list[float]:
-    """Samples a second: of the earlier loop with each batch size, then of today's."""
-    speeds = [samples_per_s(earlier, size, args.lines) for size in args.before_batch]
-    speeds.append(samples_per_s(ROOT, args.batch, args.lines))
-    return [median(lines) for lines in speeds]
+def turn(earlier: Path, args: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Samples a second with each batch size: of the earlier loop, and of today's."""
+    before = [median(samples_per_s(earlier, size, args.lines)) for size in args.before_batch]
+    now = [median(samples_per_s(ROOT, size, args.lines)) for size in args.batch]
+    return before, now
 
 
-def as_markdown(turns: list[list[float]], args: argparse.Namespace) -> str:
+def as_markdown(turns: list[tuple[list[float], list[float]]], args: argparse.Namespace) -> str:
     """Medians over the turns; a ratio is within a turn."""
     rows = [
         ", ".join(f"{name} {value}" for name, value in machine.describe().items()),
         "",
-        "| loop | batch | samples/s | this tree beside it (each turn) |",
-        "|---|---|---|---|",
+        f"| batch of {args.before} | samples/s | batch now | samples/s | ratio (each turn) |",
+        "|---|---|---|---|---|",
     ]
-    for i, size in enumerate(args.before_batch):
-        ratios = [speeds[-1] / speeds[i] for speeds in turns]
+    for (i, size), (j, own_size) in product(enumerate(args.before_batch), enumerate(args.batch)):
+        pairs = [(before[i], now[j]) for before, now in turns]
+        ratios = [now / before for before, now in pairs]
         each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-        speed = median(speeds[i] for speeds in turns)
-        rows.append(f"| {args.before} | {size} | {speed:.1f} | {median(ratios):.2f} ({each}) |")
-    speed = median(speeds[-1] for speeds in turns)
-    rows.append(f"| this tree | {args.batch} | {speed:.1f} | |")
+        before, now = (median(speeds) for speeds in zip(*pairs, strict=True))
+        rows.append(
+            f"| {size} | {before:.1f} | {own_size} | {now:.1f} | {median(ratios):.2f} ({each}) |"
+        )
     return "\n".join(rows) + "\n"
 
 

@@ -73,6 +73,21 @@ def test_what_is_not_read_has_no_gradient(network):
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_no_two_parameters_share_a_gradient(num_parts):
+    """Autograd hands the one of a sum to both its terms; clipping would scale it twice."""
+    terms = [nn.Parameter(torch.zeros(8)) for _ in range(2)]
+    lanes, batch = Lanes(num_parts, 2), Rows(torch.randn(4, 8))
+    lanes.gradient(
+        lambda part, _: ((part.values + (terms[0] + terms[1])).square().mean(), len(part)),
+        batch,
+        terms,
+    )
+    norm = torch.stack([term.grad for term in terms]).norm()
+    nn.utils.clip_grad_norm_(terms, float(norm) / 2)
+    torch.testing.assert_close(torch.stack([term.grad for term in terms]).norm(), norm / 2)
+
+
 def test_an_error_in_a_part_is_the_callers(network):
     def loss_of(part, _):
         raise ValueError(f"{len(part)} rows")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 PartLoss = Callable[[Any, torch.Generator], tuple[Tensor, int]]
 """Part of a batch and its source of chance → (its mean loss, number of samples)."""
 Gradients = Sequence[Tensor | None]
+"""One for each parameter, or one parameter's from each part; None where it was not read."""
 
 
 @runtime_checkable
@@ -96,7 +97,9 @@ def even_parts(count: int, num_parts: int) -> list[slice]:
 def _sum(grads: Gradients) -> Tensor | None:
     """None where there is no gradient at all."""
     there = [grad for grad in grads if grad is not None]
-    # Not in place: two parameters may have been given one tensor.
+    # A tensor of its own: autograd may give one to two parameters, and clipping works in place.
+    if len(there) == 1:
+        return there[0].clone()
     return functools.reduce(torch.add, there) if there else None
 
 

@@ -190,7 +190,8 @@ def can_quicken() -> bool:
 def quicken(transformer: Step1XEditTransformer2DModel) -> QuickBlocks:
     """Exchange the blocks' `forward`; `remove` of what is returned takes that back.
 
-    For bfloat16 autocast on a CPU, with one table of positions for all rows.
+    For bfloat16 autocast on a CPU, with one table of positions for all rows; `trim` comes before
+    each forward pass.
     """
     return QuickBlocks(transformer)
 

@@ -161,7 +161,7 @@ class EditTraining:
         loss = velocity_loss(predicted, target, noise, weight)
         return loss + self.config.scene_weight * scene_loss, len(target)
 
-    def _read(self, batch: EditBatch) -> "_ReadBatch":
+    def _read(self, batch: EditBatch) -> _ReadBatch:
         """Run autoencoder and instruction encoder; rows of like length come to lie together."""
         features = self.encoder.encode(batch.instructions)
         order = features.mask.sum(1).argsort()
