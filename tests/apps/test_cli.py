@@ -197,6 +197,21 @@ def test_ctrl_c_at_the_worst_moment(say, here, monkeypatch, when):
     assert files_of(here) == before
 
 
+def test_ctrl_c_in_an_import_is_an_interrupt_too(say, here, monkeypatch):
+    """A module of C++ that it falls into says that it cannot be imported."""
+
+    def stop(*_: object, **__: object):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("step1x_edit.model.pipeline.euler_sample", stop)
+    code, out, err = say(*EDIT)
+    assert (code, out) == (130, "")
+    assert err == "step1x: interrupted; nothing was left half-written\n"
+
+
 def test_a_failure_while_running_is_one_line_with_exit_1(say, here, monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("the cat\nsat on it")

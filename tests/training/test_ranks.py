@@ -1,12 +1,13 @@
 """Rows, parts and refusals of several processes, looked at in one. See `apps.test_torchrun`."""
 
 import itertools
+import signal
 from contextlib import nullcontext
 
 import pytest
 import torch
 
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.errors import InvalidRequest, Step1XEditError
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.training import ranks
 from step1x_edit.training.config import EditRun
@@ -112,6 +113,39 @@ def test_the_minis_kinds_of_run_are_refused(tmp_path, among):
     with pytest.raises(InvalidRequest, match="kind edit trains in one process, not 2"):
         train(config, lambda _: nullcontext())
     assert not config.folder.exists()
+
+
+def ended():
+    signal.raise_signal(signal.SIGTERM)
+
+
+def ended_in_an_import():
+    try:
+        ended()
+    except Step1XEditError as error:
+        raise RuntimeError("Failed to import diffusers") from error
+
+
+@pytest.mark.parametrize("work", [ended, ended_in_an_import])
+def test_what_sigterm_interrupts_is_not_what_is_told(work):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(Step1XEditError, match="by the launcher"), ranks._ended_by_sigterm():
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_sigterm_errors_are_as_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    with ranks._ended_by_sigterm():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    try:
+        with pytest.raises(OSError, match="no room"), ranks._ended_by_sigterm():
+            raise OSError("no room")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

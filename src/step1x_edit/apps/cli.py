@@ -19,6 +19,7 @@ from step1x_edit.apps.console import (
     FAILED,
     complain,
     explain,
+    is_interrupt,
     notes_afterwards,
     quieten,
     working,
@@ -381,11 +382,14 @@ def run(arguments: Sequence[str]) -> int:
             complain(f"{message} (`step1x --help` lists what there is)")
         return BAD_REQUEST
     except Exception as error:
-        if debug:
+        if is_interrupt(error):
+            code = INTERRUPTED
+        elif debug:
             raise
-        message, code = explain(error)
-        complain(options.with_flags(message))
-        return code
+        else:
+            message, code = explain(error)
+            complain(options.with_flags(message))
+            return code
     if code == INTERRUPTED:
         complain("interrupted; nothing was left half-written")
     return code if isinstance(code, int) else DONE

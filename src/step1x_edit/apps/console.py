@@ -43,6 +43,16 @@ def explain(error: Exception) -> tuple[str, int]:
     return f"{kind}: {one_line(error)} (`step1x --debug …` shows where)", FAILED
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C made this error: an import that it falls into may call itself a failed one."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, Step1XEditError):
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def one_line(message: object) -> str:
     """The same words without line breaks."""
     return " ".join(str(message).split())

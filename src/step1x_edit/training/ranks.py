@@ -29,6 +29,10 @@ TIMEOUT = timedelta(hours=1)
 """Longest wait for a process that lives: while the first one checks a large set, or saves. One that
 has ended is noticed at once."""
 FAILED = 1
+_ENDED = (
+    "ended by the launcher, which was told to or has seen another process end: the same command "
+    "goes on"
+)
 _CPU = torch.device("cpu")
 
 
@@ -55,12 +59,10 @@ def joined() -> Iterator[None]:
         world_size=count,
         timeout=TIMEOUT,
     )
-    before = signal.signal(signal.SIGTERM, _end)
     try:
-        yield
+        with _ended_by_sigterm():
+            yield
     except (Exception, KeyboardInterrupt) as error:
-        # The launcher tells those that are left to end, which is what they do.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _speaks_first(store):
             raise SystemExit(FAILED) from error
         if _is_lost(error):
@@ -69,16 +71,35 @@ def joined() -> Iterator[None]:
                 "checkpoint"
             ) from error
         raise
-    signal.signal(signal.SIGTERM, before)
     dist.destroy_process_group()
 
 
-def _end(*_: object) -> None:
-    """What SIGTERM does while there is nothing to save."""
-    raise Step1XEditError(
-        "ended by the launcher, which was told to or has seen another process end: the same "
-        "command goes on"
-    )
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Where there is nothing to save, SIGTERM ends what is done here.
+
+    Whatever it interrupts may make an error of its own out of that: an import that fails, say.
+
+    Raises:
+        Step1XEditError: SIGTERM came.
+    """
+    came = False
+
+    def end(*_: object) -> None:
+        nonlocal came
+        came = True
+        raise Step1XEditError(_ENDED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        # The launcher tells those that are left to end, which is what they do.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if came:
+            raise Step1XEditError(_ENDED) from error
+        raise
+    signal.signal(signal.SIGTERM, before)
 
 
 def _speaks_first(store: dist.Store) -> bool:
