@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from step1x_edit.datagen.atlas import Atlas
-from step1x_edit.datagen.backgrounds import NAMED, bilinear, noise, perspective, sample
+from step1x_edit.datagen.backgrounds import NAMED, bilinear, noise, perspective, sample, shrunk_crop
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,18 @@ def test_sampled_backgrounds_fit_and_name_themselves(atlas):
             assert source == NAMED[name].source
         seen.add(name is None)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("zoom", [1.2, 1.5, 2.4, 2.9])
+@pytest.mark.parametrize("at", [(0, 0), (0.5, 0.3), (1, 1)])
+def test_a_crop_is_the_whole_photograph_smoothed_and_sampled(zoom, at):
+    """The filter is run over what is near the crop alone."""
+    height, width = 24, 32
+    levels = np.random.default_rng(0).integers(256, size=(90, 110, 3))
+    photograph = levels.astype(np.float32) / 255
+    top, left = at[0] * (90 - zoom * height), at[1] * (110 - zoom * width)
+    side = round(zoom) if zoom >= 1.5 else 1
+    smooth = ndimage.uniform_filter(photograph, (side, side, 1))
+    u, v = np.meshgrid(left + zoom * np.arange(width), top + zoom * np.arange(height))
+    whole = bilinear(smooth, u, v)
+    assert np.array_equal(shrunk_crop(photograph, top, left, zoom, width, height), whole)

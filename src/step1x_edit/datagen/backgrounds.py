@@ -265,22 +265,26 @@ def _photograph_crop(
     rng: np.random.Generator, photograph: Source, width: int, height: int
 ) -> Pixels:
     rows, columns = photograph.shape[:2]
-    zoom = (
-        rng.uniform(1, min(rows / height, columns / width, 3))
-        if min(rows / height, columns / width) > 1
-        else 1
-    )
-    top, left = (
-        rng.uniform(0, max(rows - zoom * height, 1)),
-        rng.uniform(0, max(columns - zoom * width, 1)),
-    )
-    smooth = (
-        ndimage.uniform_filter(photograph, (round(zoom), round(zoom), 1))  # pyright: ignore[reportArgumentType] - scipy takes a size per axis
-        if zoom >= 1.5
-        else photograph
-    )
+    furthest = min(rows / height, columns / width, 3)
+    zoom = rng.uniform(1, furthest) if furthest > 1 else 1
+    top = rng.uniform(0, max(rows - zoom * height, 1))
+    left = rng.uniform(0, max(columns - zoom * width, 1))
+    return shrunk_crop(photograph, top, left, zoom, width, height)
+
+
+def shrunk_crop(
+    photograph: Source, top: float, left: float, zoom: float, width: int, height: int
+) -> Pixels:
+    """Part of a photograph, `zoom` times as large as the result, smoothed where pixels drop out."""
     u, v = np.meshgrid(left + zoom * np.arange(width), top + zoom * np.arange(height))
-    return bilinear(smooth, u.clip(0, columns - 1), v)
+    u = u.clip(0, photograph.shape[1] - 1)
+    if zoom < 1.5:
+        return bilinear(photograph, u, v)
+    reach = round(zoom)
+    row, column = max(int(top) - reach, 0), max(int(left) - reach, 0)
+    near = photograph[row : int(v.max()) + reach + 2, column : int(u.max()) + reach + 2]
+    smooth = ndimage.uniform_filter(near, (reach, reach, 1))  # pyright: ignore[reportArgumentType] - scipy takes a size per axis
+    return bilinear(smooth, u - column, v - row)
 
 
 def _procedural(rng: np.random.Generator, width: int, height: int) -> Pixels:

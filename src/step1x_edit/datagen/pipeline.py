@@ -62,7 +62,8 @@ def make_triplet(
         source = _to_bytes(edit.spoil(source) if edit.spoil else source)
         target = _to_bytes(edit.finish(target) if edit.finish else target)
         difference = target.astype(np.int16) - source
-        mask = (source != target).any(-1)
+        red, green, blue = np.moveaxis(source != target, -1, 0)
+        mask = red | green | blue  # `any` is slow over so short an axis
         # An object wholly hidden, or a tone that changes next to nothing: draw again.
         seen = mask.mean() >= MIN_CHANGED_SHARE and _change(difference, mask) >= MIN_CHANGE
         if seen or edit.unchanged:

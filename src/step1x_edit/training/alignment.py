@@ -55,7 +55,7 @@ def token_labels(
 
     What a photograph shows is unknown, all but the change.
     """
-    changed = squares(triplet.mask).mean(-1) > 0
+    changed = squares(triplet.mask).any(-1)
     edit = triplet.edit
     kinds = (edit.phrasing, edit.second.phrasing if edit.second else None)
     tone = max(TONE_LABELS.get(kind, 0) for kind in kinds)
@@ -75,7 +75,7 @@ def _scene_labels(
     objects = np.zeros(len(owner), np.int64)
     colours = np.zeros(len(owner), np.int64)
     for index, placed in enumerate(scene.objects):
-        shown = (owner == index).mean(-1) >= LEAST_SHARE
+        shown = np.count_nonzero(owner == index, -1) >= LEAST_SHARE * owner.shape[1]
         objects[shown], colours[shown] = OBJECT_LABELS[placed.name], COLOUR_LABELS[placed.colour]
     behind = UNKNOWN if scene.background_name is None else BACKGROUND_LABELS[scene.background_name]
     labels = [objects, colours, np.full(len(owner), behind), np.full(len(owner), tone), changed]
