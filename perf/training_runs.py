@@ -29,7 +29,7 @@ LINE = 20
 SHARES = {"tone": 0.2, "colour": 0.2, "removal": 0.2, "background": 0.2, "addition": 0.2}
 
 
-def samples_per_s(sources: Path, batch_size: int, num_lines: int) -> list[float]:
+def samples_per_s(sources: Path, batch_size: int, num_lines: int, preload: str = "") -> list[float]:
     """Speeds of one run, line by line of its log."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -42,7 +42,7 @@ def samples_per_s(sources: Path, batch_size: int, num_lines: int) -> list[float]
         (folder / "run.yaml").write_text(yaml.safe_dump(config))
         subprocess.run(
             [sys.executable, "-m", "step1x_edit.training", folder / "run.yaml"],
-            env=os.environ | {"PYTHONPATH": str(sources / "src")},
+            env=os.environ | {"PYTHONPATH": str(sources / "src"), "LD_PRELOAD": preload},
             cwd=folder, check=True, capture_output=True,
         )  # fmt: skip
         lines = (folder / "run" / "log.jsonl").read_text().splitlines()
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--lines", type=int, default=2, help=f"counted, of {LINE} steps each")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--preload", default="", help="library for today's runs: an allocator")
     parser.add_argument("--out", type=Path, help="write the table, as Markdown")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -74,14 +75,15 @@ def main() -> None:
 def turn(earlier: Path, args: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Samples a second with each batch size: of the earlier loop, and of today's."""
     before = [median(samples_per_s(earlier, size, args.lines)) for size in args.before_batch]
-    now = [median(samples_per_s(ROOT, size, args.lines)) for size in args.batch]
+    now = [median(samples_per_s(ROOT, size, args.lines, args.preload)) for size in args.batch]
     return before, now
 
 
 def as_markdown(turns: list[tuple[list[float], list[float]]], args: argparse.Namespace) -> str:
     """Medians over the turns; a ratio is within a turn."""
+    header = machine.describe() | ({"preload now": Path(args.preload).name} if args.preload else {})
     rows = [
-        ", ".join(f"{name} {value}" for name, value in machine.describe().items()),
+        ", ".join(f"{name} {value}" for name, value in header.items()),
         "",
         f"| batch of {args.before} | samples/s | batch now | samples/s | ratio (each turn) |",
         "|---|---|---|---|---|",

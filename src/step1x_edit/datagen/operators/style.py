@@ -103,7 +103,8 @@ def oil(picture: Pixels) -> Pixels:
     shifts = [(half, half), (half, -half), (-half, half), (-half, -half)]
     calm = np.argmin([np.roll(spread, shift, (0, 1)) for shift in shifts], 0)
     quarters = np.stack([np.roll(means, shift, (0, 1)) for shift in shifts])
-    return np.take_along_axis(quarters, calm[None, ..., None], 0)[0] ** 0.92
+    strokes = np.take_along_axis(quarters, calm[None, ..., None], 0)[0]
+    return strokes.clip(0) ** 0.92  # the mean of black may come out a rounding below it
 
 
 def watercolour(picture: Pixels) -> Pixels:
