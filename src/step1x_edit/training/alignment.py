@@ -55,7 +55,7 @@ def token_labels(
 
     What a photograph shows is unknown, all but the change.
     """
-    changed = squares(triplet.mask).any(-1)
+    changed = np.count_nonzero(squares(triplet.mask), -1) > 0
     edit = triplet.edit
     kinds = (edit.phrasing, edit.second.phrasing if edit.second else None)
     tone = max(TONE_LABELS.get(kind, 0) for kind in kinds)
