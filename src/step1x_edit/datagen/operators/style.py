@@ -32,7 +32,7 @@ def _mean(picture: Pixels, reach_px: int) -> Pixels:
     return ndimage.uniform_filter(picture, (reach_px, reach_px, 1))  # pyright: ignore[reportArgumentType] - scipy takes a size per axis
 
 
-def smoothed(picture: Pixels, side_px: int) -> Pixels:
+def median(picture: Pixels, side_px: int) -> Pixels:
     """The median of the square around each place, mirrored at the rim.
 
     As `scipy.ndimage.median_filter` gives it, which takes several times as long.
@@ -86,7 +86,7 @@ def pencil(picture: Pixels) -> Pixels:
 
 def cartoon(picture: Pixels) -> Pixels:
     """Flat, strong colours with dark outlines."""
-    flat = smoothed(picture, _odd(picture, 28))
+    flat = median(picture, _odd(picture, 28))
     grey = (flat @ LUMA)[..., None]
     flat = _levels((grey + 1.35 * (flat - grey)).clip(0, 1), 6)
     ink = (_edges(picture, _side(picture) / 128) * 5 - 0.6).clip(0, 1)
@@ -109,7 +109,7 @@ def oil(picture: Pixels) -> Pixels:
 
 def watercolour(picture: Pixels) -> Pixels:
     """Pale washes on rough paper, with darker rims."""
-    washed = smoothed(picture, _odd(picture, 20))
+    washed = median(picture, _odd(picture, 20))
     pale = 0.25 + 0.75 * washed
     rim = (_edges(washed, _side(picture) / 90) * 2).clip(0, 1)[..., None]
     height, width = picture.shape[:2]
