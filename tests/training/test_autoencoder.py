@@ -1,8 +1,17 @@
+import signal
+
 import pytest
 import torch
 
-from step1x_edit.training.autoencoder import build_autoencoder, evaluate, psnr, set_linear_codec
-from step1x_edit.training.config import DataSettings
+from step1x_edit.training import autoencoder
+from step1x_edit.training.autoencoder import (
+    build_autoencoder,
+    evaluate,
+    psnr,
+    set_linear_codec,
+    train,
+)
+from step1x_edit.training.config import AutoencoderRun, DataSettings
 from step1x_edit.training.dataset import picture_batches
 
 
@@ -47,3 +56,28 @@ def test_latents_are_sixteen_channels_at_an_eighth(pictures):
     deviations = latents.movedim(1, 0).flatten(1).std(1)
     assert (deviations[:-1] >= deviations[1:] * 0.999).all()
     assert latents.movedim(1, 0).flatten(1).mean(1).abs().max() < 1e-3
+
+
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "CODEC_BATCHES", 2)
+
+    def run(name, stop_at=None):
+        data = DataSettings(sizes={"64x64": 1.0}, num_workers=0)
+        config = AutoencoderRun(
+            kind="autoencoder", folder=tmp_path / name, num_steps=4, batch_size=8, data=data
+        )
+
+        def watch(report):
+            if report.step == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+
+        return train(config, watch)
+
+    assert run("whole") is None
+    assert run("stopped", stop_at=2) == signal.SIGTERM
+    assert run("stopped") is None
+    one, other = (
+        (tmp_path / name / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+        for name in ("whole", "stopped")
+    )
+    assert one == other

@@ -81,8 +81,24 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     left = [tmp_path / "checkpoint.pt.new", tmp_path / "checkpoints" / "step_00000002.pt.new"]
     for path in left:
         path.write_bytes(b"half")
-    assert Checkpoints(tmp_path).read_newest() == {"step": 1}
+    checkpoints = Checkpoints(tmp_path)
+    # Reading leaves it: another process may be saving.
+    assert checkpoints.read_newest() == {"step": 1}
+    assert all(path.exists() for path in left)
+    checkpoints.save(2, {"step": 2})
     assert not any(path.exists() for path in left)
+
+
+def test_damaged_ones_go_once_the_run_has_saved_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_every=100)
+    for step in (200, 298, 300):
+        checkpoints.save(step, {"step": step})
+    for step in (298, 300):
+        (tmp_path / "checkpoints" / f"step_{step:08d}.pt").write_bytes(b"")
+    assert checkpoints.read_newest() == {"step": 200}
+    checkpoints.save(250, {"step": 250})
+    assert [path.stem for path in checkpoints._all()] == ["step_00000200", "step_00000250"]
+    assert checkpoints.read_newest() == {"step": 250}
 
 
 def test_a_full_disk_is_one_warning_and_training_goes_on(tmp_path, caplog):

@@ -145,3 +145,14 @@ def test_engines_alone_share_all_batches():
     with pytest.raises(ValidationError) as error:
         PairData.model_validate({"datasets": [engine]})
     assert "make them 1" in first_problem(error.value)
+
+
+def test_the_heaviest_batches_are_those_with_the_most_pixels():
+    folder = {"kind": "folder", "folder": "any"}
+    engine = {"kind": "engine", "share": 0.5, "sizes": {"128x128": 0.9, "512x1024": 0.1}}
+    small = {**folder, "size_level_px": 256, "batch_size": 4}
+    plain = PairData.model_validate({"datasets": [folder, small]})
+    assert plain.heaviest == (512, 1)
+    mixed = PairData.model_validate({"datasets": [folder, small, engine], "batch_size": 2})
+    assert mixed.heaviest == (724, 2)
+    assert mixed.at(128).heaviest == (128, 4)

@@ -57,6 +57,32 @@ def expected():
     return first(TripletBatches(settings(), 3, summary), 6)
 
 
+@pytest.mark.parametrize("unread", [1, 3])
+def test_a_batch_of_which_nothing_can_be_read_is_drawn_anew(expected, unread):
+    refused = []
+
+    def collate(triplets, rng):
+        found = summary(triplets, rng)
+        if len(refused) < unread:
+            refused.append(found)
+            raise InvalidRequest("too long")
+        return found
+
+    found = first(TripletBatches(settings(), 3, collate), 2)
+    assert refused[0] == expected[0]
+    assert found[1] == expected[1]
+    seeds = [triplet.seed for batch in [*refused, found[0]] for triplet in batch]
+    assert len({*seeds}) == len(seeds) == 3 * (unread + 1)
+
+
+def test_where_no_batch_can_be_read_it_says_why():
+    def collate(*_):
+        raise InvalidRequest("too long")
+
+    with pytest.raises(InvalidRequest, match="too long"):
+        first(TripletBatches(settings(), 1, collate), 1)
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_number_of_workers_does_not_change_the_set(num_workers, expected):
     stream = TripletBatches(settings(num_workers=num_workers), 3, summary)

@@ -175,6 +175,13 @@ def test_engines_have_their_share_and_every_example_still_comes(tmp_path, metada
     assert Counter(batch.names[0] for batch in taken[False]) == expected
 
 
+def test_engines_alone_have_all_batches_whatever_their_shares_round_to(tmp_path, pipeline):
+    engines = [{**ENGINE, "seed": seed, "share": share} for seed, share in ((1, 0.7), (2, 0.3))]
+    found = batches(data(tmp_path, *engines), pipeline)
+    assert [engine.taken(10) for engine in found._engines] == [7, 10]
+    assert len(first(found, 2)) == 2
+
+
 def test_dropped_instructions_are_the_empty_one_of_their_picture(tmp_path, metadata, pipeline):
     settings = data(tmp_path, stored(metadata))
     for batch in first(batches(settings, pipeline, instruction_dropout=1.0), 3):

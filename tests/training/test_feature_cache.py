@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from step1x_edit.editor import Editor
 from step1x_edit.errors import Step1XEditError
 from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.request import RuntimeConfig
 from step1x_edit.training.feature_cache import ABANDONED_S, UNFINISHED, FeatureCache, FeatureKeys
 
 KEY = "ab" + "0" * 62
@@ -150,3 +153,20 @@ def test_names_follow_picture_size_mask_and_sentence(tiny_model):
     ]
     assert len({*latents, *features}) == 10
     assert keys.features(None, (64, 32), "a") == features[-1]
+
+
+def test_names_follow_weights_that_wait_in_their_files(tiny_model, tmp_path):
+    """Of blocks that are read when they run nothing is in the parameters."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    changed = load(other).text_encoder
+    with torch.no_grad():
+        changed.model.language_model.layers[0].mlp.down_proj.weight.mul_(1.01)
+    changed.save_pretrained(other / "text_encoder")
+    streamed = RuntimeConfig.checked(offload="disk")
+    one, again, different = (
+        names(Editor.load(str(folder), streamed).pipeline)
+        for folder in (tiny_model, tiny_model, other)
+    )
+    assert one == again
+    assert (one[0] == different[0], one[1] == different[1]) == (True, False)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from step1x_edit.apps import cli
-from step1x_edit.apps.training_fit import choose
+from step1x_edit.apps.training_fit import choose, read_run
 from step1x_edit.checkpoints.resolve import look
 from step1x_edit.editor import Editor
 from step1x_edit.model.config import tiny_transformer
@@ -26,6 +26,7 @@ from step1x_edit.training.memory import estimate, random_batch
 from step1x_edit.training.tuning import Tuning
 
 from ..apps.command import refused
+from ..pair_sets import write_official
 from ..tuning_runs import settings, write_config
 
 PERF = Path(__file__).parents[2] / "perf"
@@ -144,6 +145,28 @@ def test_the_first_setting_that_fits_is_recommended(free, main, setting):
     chosen = choose(found, free, main)
     found_setting = chosen and (chosen[0].weights, chosen[0].offload, chosen[1])
     assert found_setting == setting
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_samples_count_with_all_networks_where_they_run(tiny_model, tmp_path, kind):
+    plain = foretell(tiny_model, run_of(tmp_path, tiny_model), kind=kind)
+    sample = {"prompt": "make it darker", "size_level_px": 256}
+    config = run_of(tmp_path, tiny_model, samples=[sample])
+    sampled = foretell(tiny_model, config, kind=kind)
+    assert sampled["auto", "none"].stage == "samples"
+    for setting, each in plain.items():
+        assert "samples" not in each.stages
+        assert sampled[setting].stages["samples"] > each.stages["picture"]
+    larger = run_of(tmp_path, tiny_model, samples=[{**sample, "size_level_px": 512}])
+    again = foretell(tiny_model, larger, kind=kind)
+    assert again["auto", "none"].peak > sampled["auto", "none"].peak
+
+
+def test_doctor_reads_the_sizes_of_an_official_toml(tmp_path):
+    toml = write_official(tmp_path, [(64, 64)], side=768)
+    toml.write_text(toml.read_text().replace("batch_size = 1", "batch_size = 3"))
+    assert read_run(toml, None, None).data.heaviest == (768, 3)
+    assert read_run(toml, None, 256).data.heaviest == (256, 3)
 
 
 def test_doctor_tells_of_training(tiny_model, tmp_path, capsys):

@@ -76,12 +76,15 @@ def test_paths_may_be_relative_and_without_a_suffix(official, monkeypatch, tmp_p
     assert example.source.file.samefile(official.parent / "source" / "0.png")
 
 
-def test_an_example_without_a_source_is_text_to_image(official):
+def test_an_example_without_a_source_is_text_to_image(official, caplog):
     edited(official, lambda entries, names: entries[names[1]].pop("ref_image_path"))
     examples = check(data(metadata(official))).examples
     assert [e.source is None for e in examples] == [False, True, False]
+    assert "metadata.json: 1 examples have no ref_image_path" in caplog.text
+    caplog.clear()
     drawn = check(data(metadata(official, text_to_image=True))).examples
     assert all(e.source is None for e in drawn)
+    assert not caplog.text
 
 
 def test_two_forms_of_folders_hold_the_same_pairs(tmp_path):

@@ -69,7 +69,7 @@ def test_the_parts_of_a_batch_are_the_batch(tmp_path, pipeline, among, monkeypat
 
     whole = taken()
     assert {len(batch.names) for batch in whole} >= {1, 4}
-    monkeypatch.setattr(ranks, "highest", lambda value: value)
+    monkeypatch.setattr(ranks, "wait_for_all", lambda: None)
     parts = []
     for number in range(2):
         among(number, 2)
@@ -88,7 +88,7 @@ def test_the_parts_of_a_batch_are_the_batch(tmp_path, pipeline, among, monkeypat
 def test_the_parts_of_a_loss_sum_up_to_the_loss(tmp_path, tiny_model, among, monkeypatch):
     tuning = Tuning(run_of(tmp_path / "run", tiny_model))
     checked = check(tuning.config.data.model_copy(update={"batch_size": 3}))
-    monkeypatch.setattr(ranks, "highest", lambda value: value)
+    monkeypatch.setattr(ranks, "wait_for_all", lambda: None)
 
     def taken() -> FeatureBatches:
         return feature_batches(checked, tuning.pipeline, seed=0)

@@ -134,7 +134,22 @@ def test_changed_tokens_weigh_more_where_the_data_say_which(tiny_model, tmp_path
         tuning.loss_of(batch_for(tuning), 0)
 
 
+def test_a_weight_that_the_data_cannot_follow_is_refused_before_anything_is_read(
+    tiny_model, tmp_path
+):
+    config = run_of(tmp_path / "run", tiny_model, changed_weight=3.0)
+    with pytest.raises(InvalidRequest, match=r"changed_weight 3: .*0\.target\.png has no mask"):
+        train(config)
+    assert not config.data.cache.exists()
+
+
 # ---- the LoRA
+
+
+def test_only_the_layers_that_are_named_are_adapted(tiny_model, tmp_path):
+    tuning = Tuning(run_of(tmp_path / "run", tiny_model, layers=r"final_layer\.linear"))
+    adapted = [n for n, m in tuning.transformer.named_modules() if hasattr(m, "lora_A")]
+    assert adapted == ["proj_out"]
 
 
 def test_it_covers_the_304_layers_of_the_released_trainer():
@@ -206,6 +221,28 @@ def test_all_three_layouts_give_the_picture_of_the_last_sample(tiny_model, tmp_p
     assert str(tiny_model) in card
     assert "lora_kohya.safetensors" in card
     assert (config.folder / "loss.svg").read_text().startswith("<svg")
+
+
+def test_samples_without_memory_are_a_warning_and_other_faults_are_not(
+    tiny_model, tmp_path, monkeypatch, caplog
+):
+    config = run_of(
+        tmp_path / "run", tiny_model, num_steps=2, samples=[{"prompt": CAPTION}], sample_every=1
+    )
+
+    def fail(words):
+        def after_step(*_):
+            raise RuntimeError(words)
+
+        return after_step
+
+    monkeypatch.setattr(Samples, "after_step", fail("a fault"))
+    with pytest.raises(RuntimeError, match="a fault"):
+        train(config)
+    monkeypatch.setattr(Samples, "after_step", fail("CUDA out of memory"))
+    assert train(config) is None
+    assert "after step 2: CUDA out of memory" in caplog.text
+    assert (config.folder / "lora_kohya.safetensors").exists()
 
 
 def test_samples_out_of_range_are_refused(tiny_model, tmp_path):

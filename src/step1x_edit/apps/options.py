@@ -116,7 +116,7 @@ def with_flags(message: str) -> str:
     """
     for field, flag in (EDIT_FLAGS | DRAW_FLAGS).items():
         if "_" in field:
-            message = re.sub(rf"\b{field}\b", flag, message)
+            message = re.sub(rf"(?<![.\w]){field}\b", flag, message)
     return message
 
 

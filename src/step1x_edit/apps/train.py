@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from step1x_edit.apps.console import DONE, complain, following, one_line, quieten, working
-from step1x_edit.errors import InvalidRequest
+from step1x_edit.errors import InvalidRequest, OutOfMemory, is_shortage
 
 if TYPE_CHECKING:
     from step1x_edit.training.config import AnyRun
@@ -66,7 +66,7 @@ def _train(run: "AnyRun", *, quiet: bool) -> int:
     quieten()
     from step1x_edit.training.run import train as train_run
 
-    with _notes_at_once(quiet=quiet), _followed(quiet=quiet) as watch:
+    with _shortage_named(), _notes_at_once(quiet=quiet), _followed(quiet=quiet) as watch:
         stopped = train_run(run, lambda what: working(what, quiet=quiet, steps=True), watch)
     if stopped is not None:
         if not quiet:
@@ -113,6 +113,21 @@ def _followed(*, quiet: bool) -> "Iterator[Watch]":
                 typer.echo(f"step {report.step} of {report.num_steps}  {words}  {left}")
 
         yield watch
+
+
+@contextmanager
+def _shortage_named() -> Iterator[None]:
+    """Say where the memory ran out what takes less of it; the last checkpoint stands."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
+        raise OutOfMemory(
+            "out of memory: give a smaller data.batch_size or data.size_level_px; "
+            "`step1x doctor --train CONFIG` tells what the weights, offload and optimizer of a "
+            "LoRA run take"
+        ) from error
 
 
 @contextmanager

@@ -55,8 +55,7 @@ def read_run(config: Path | None, model: str | None, size_level_px: int | None) 
             f"{config} is a run of kind {run.kind}: doctor --train tells of LoRA runs (kind: lora)"
         )
     if size_level_px is not None:
-        data = run.data.model_copy(update={"size_level_px": size_level_px})
-        run = run.model_copy(update={"data": data})
+        run = run.model_copy(update={"data": run.data.at(size_level_px)})
     return run
 
 
@@ -83,11 +82,11 @@ def memory_lines(
     dtype = choose_dtype(run.dtype if runtime.dtype == "auto" else runtime.dtype, device)
     kind = "cuda" if device.type == "cuda" else "cpu"
     found = estimate(plan, run, dtype=dtype, kind=kind, on_progress=on_progress)
-    data = run.data
+    size_level_px, batch_size = run.data.heaviest
     where = "on the GPU" if kind == "cuda" else "in main memory"
     return [
-        f"{run.model}, a LoRA of rank {run.rank}, batches of {data.batch_size} at size level "
-        f"{data.size_level_px}, {str(dtype).removeprefix('torch.')}: the most {where}",
+        f"{run.model}, a LoRA of rank {run.rank}, batches of {batch_size} at size level "
+        f"{size_level_px}, {str(dtype).removeprefix('torch.')}: the most {where}",
         *columns(_table(found, with_main_memory=kind == "cuda")),
         "",
         f"A process takes about {megabytes(int(BESIDE))} besides. Pictures and instructions are "

@@ -5,6 +5,7 @@ resident. Whoever loads a large model piece by piece, or streams it, reads by `T
 instead: what is in memory is the tensor that was asked for.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from step1x_edit.model.official_layout import transformer_rows
 from step1x_edit.model.tensor_writer import DTYPES
 
 _CHECKED_AT_ONCE = 1 << 22  # numbers
+_SAMPLE_BYTES = 1 << 12
 
 
 class Place(NamedTuple):
@@ -142,6 +144,18 @@ class TensorFiles:
             if rows is None:
                 self._sound.add(name)
         return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
+
+    def fingerprint(self) -> str:
+        """A hash that changes with any tensor, of the beginning, middle and end of each."""
+        digest = hashlib.sha256()
+        for name, place in sorted(self.places.items()):
+            digest.update(f"{name} {place.dtype} {place.shape}".encode())
+            length = min(_SAMPLE_BYTES, place.num_bytes)
+            for start in (0, (place.num_bytes - length) // 2, place.num_bytes - length):
+                sample = torch.empty(length, dtype=torch.uint8)
+                self._fill(sample, place.file, place.offset + start)
+                digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()
 
     def _fill(self, target: Tensor, file: Path, offset: int) -> None:
         values: Any = target.numpy()

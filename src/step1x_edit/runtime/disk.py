@@ -20,6 +20,9 @@ from step1x_edit.runtime.heap import give_back
 
 Weights = dict[nn.Parameter, Tensor]
 """Parameter of a model → what it holds while it is needed."""
+SAMPLED = 4096
+"""Values of each tensor that a network is recognised by."""
+_FINGERPRINT = "fingerprint_of_waiting_weights"
 Read = Callable[[nn.Module], Weights]
 """Reads all parameters of a block from the files; runs on another thread."""
 
@@ -155,6 +158,28 @@ class RowsOnDisk(nn.Embedding):
         ids, places = input.unique(return_inverse=True)
         rows = torch.stack([self._read_row(row) for row in cast("list[int]", ids.tolist())])
         return functional.embedding(places, rows.to(self.weight.device))
+
+
+def recognise_by(model: nn.Module, fingerprint: Callable[[], str]) -> None:
+    """Say what a model is recognised by whose weights are not in its parameters.
+
+    Args:
+        model: Gets an attribute; see `fingerprint_of`.
+        fingerprint: Gives a hash that changes with the weights; called when it is asked for.
+    """
+    setattr(model, _FINGERPRINT, fingerprint)
+
+
+def sample_of(tensor: Tensor) -> bytes:
+    """Some thousand evenly spaced values of a tensor."""
+    flat = tensor.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous().cpu()
+    return sample.view(torch.uint8).numpy().tobytes()
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """What stands for the weights that are not in a model's parameters; nothing if all are."""
+    return getattr(model, _FINGERPRINT, str)()
 
 
 def empty_parameter(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> nn.Parameter:

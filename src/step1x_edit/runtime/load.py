@@ -24,6 +24,7 @@ from step1x_edit.runtime.disk import (
     StreamTimes,
     Weights,
     empty_parameter,
+    recognise_by,
 )
 from step1x_edit.runtime.precision import (
     FILE_DTYPES,
@@ -112,6 +113,7 @@ class NetworkLoader:
                     setattr(leaf, key, empty)
         self._fill(self.model)
         self._finish()
+        recognise_by(self.model, self.files.fingerprint)
         rows_of_blocks = [row for row in (streamed, heads) if row]
         return [BlockStream(row, self._read_all, reader, times) for row in rows_of_blocks]
 

@@ -4,6 +4,7 @@ Called by `apply`, but where the networks run on the CPU: main memory is where t
 there is nothing to move. Blocks that wait in files are the work of `disk`.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -14,7 +15,14 @@ from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import Tensor, nn
 
 from step1x_edit.model.pipeline import Step1XEditPipeline
-from step1x_edit.runtime.disk import BlockStream, StreamTimes, Weights, empty_parameter
+from step1x_edit.runtime.disk import (
+    BlockStream,
+    StreamTimes,
+    Weights,
+    empty_parameter,
+    recognise_by,
+    sample_of,
+)
 from step1x_edit.runtime.precision import blocks
 
 
@@ -78,6 +86,9 @@ def stream_from_memory(model: Any, device: torch.device) -> BlockStream:
     streamed = [block for _, block in blocks(model)]
     waiting = _emptied([each for block in streamed for each in block.parameters()], device)
     model.to(device)
+    recognise_by(
+        model, lambda: hashlib.sha256(b"".join(map(sample_of, waiting.values()))).hexdigest()
+    )
 
     def bring(block: nn.Module) -> Weights:
         own = (parameter for parameter in block.parameters() if parameter in waiting)

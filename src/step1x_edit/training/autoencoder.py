@@ -10,6 +10,7 @@ components), and training only has to add what a linear codec lacks.
 import logging
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,8 @@ PIXEL_CHANNELS = 12
 CARRIER = 32.0
 """Constant in a spare channel that keeps the decoder's last RMS norm almost linear at the start."""
 CODEC_BATCHES = 32
-"""Batches that the linear codec is computed from."""
+"""Batches that the linear codec is computed from; training begins after them."""
+HELD_OUT_BATCHES = 4
 HEADROOM = 1.1
 """Shift that keeps the decoder's last ReLU open at the start."""
 
@@ -129,11 +131,7 @@ def train(config: AutoencoderRun, watch: Watch | None = None) -> signal.Signals 
     torch.manual_seed(config.seed)
     # Any: the annotations of diffusers know neither memory formats nor that outputs are no tuples.
     model = cast("Any", build_autoencoder()).to(memory_format=torch.channels_last)
-    batches = _pictures(config)
-    set_linear_codec(model, torch.cat([next(batches) for _ in range(CODEC_BATCHES)]))
-    held_out = torch.cat(
-        [batch for batch, _ in zip(_pictures(config, held_out=True), range(4), strict=False)]
-    )
+    held_out = torch.cat([*islice(_pictures(config, held_out=True), HELD_OUT_BATCHES)])
     trained = nn.ModuleDict({"vae": model})
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=1e-4, fused=True
@@ -147,7 +145,8 @@ def train(config: AutoencoderRun, watch: Watch | None = None) -> signal.Signals 
         decay_share=config.decay_share,
         keep_every=config.keep_every,
     )
-    run.restore()
+    if not run.restore():
+        set_linear_codec(model, torch.cat([*islice(_pictures(config), CODEC_BATCHES)]))
     logger.info("step %d: held-out PSNR %.2f dB", run.step, evaluate(model, held_out))
 
     def loss_of(pictures: Tensor) -> tuple[Tensor, int]:
@@ -158,6 +157,7 @@ def train(config: AutoencoderRun, watch: Watch | None = None) -> signal.Signals 
             decoded = model.decode(latents).sample
         return nn.functional.mse_loss(decoded.float(), pictures), len(pictures)
 
+    batches = _pictures(config, first_batch=CODEC_BATCHES + run.step)
     stopped = run_loop(run, batches, loss_of, pace=Pace.of(config), watch=watch)
     run.load_ema_into(trained)
     with torch.no_grad():
@@ -179,6 +179,10 @@ def evaluate(model: AutoencoderDC, pictures: Tensor) -> float:
     )
 
 
-def _pictures(config: AutoencoderRun, *, held_out: bool = False) -> Iterator[Tensor]:
-    for batch in picture_batches(config.data, batch_size=config.batch_size, held_out=held_out):
+def _pictures(
+    config: AutoencoderRun, *, first_batch: int = 0, held_out: bool = False
+) -> Iterator[Tensor]:
+    for batch in picture_batches(
+        config.data, config.batch_size, first_batch=first_batch, held_out=held_out
+    ):
         yield batch.to(memory_format=torch.channels_last)

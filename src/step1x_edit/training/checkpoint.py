@@ -58,13 +58,15 @@ class Checkpoints:
         self.folder = run_folder / "checkpoints"
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint beside its place, rename it, and remove those that are too old.
+        """Write a checkpoint beside its place, rename it, and remove what it takes the place of.
+
+        Those are older ones, and later ones, which were damaged if the run went on from before.
 
         Raises:
             OSError: The place cannot be written; what stood there stands.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.remove_unfinished()
+        self._remove_unfinished()
         target = self.folder / f"step_{step:08d}.pt"
         beside = target.with_name(target.name + UNFINISHED)
         try:
@@ -75,7 +77,7 @@ class Checkpoints:
             beside.replace(target)
         finally:
             beside.unlink(missing_ok=True)
-        self._remove_old()
+        self._remove_others(target)
         return target
 
     def read_newest(self, *, mapped: bool = False) -> dict[str, Any] | None:
@@ -88,7 +90,6 @@ class Checkpoints:
         Raises:
             CheckpointError: There are some, and all are damaged.
         """
-        self.remove_unfinished()
         paths = [*reversed(self._all()), self.run_folder / OLD_NAME]
         paths = [path for path in paths if path.exists()]
         for path in paths:
@@ -104,7 +105,7 @@ class Checkpoints:
             )
         return None
 
-    def remove_unfinished(self) -> None:
+    def _remove_unfinished(self) -> None:
         """Clean up after a run that was killed while it saved."""
         for folder in (self.folder, self.run_folder):
             for path in folder.glob(f"*.pt{UNFINISHED}"):
@@ -113,8 +114,12 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step_*.pt"))
 
-    def _remove_old(self) -> None:
-        for path in self._all()[:-NUM_KEPT]:
+    def _remove_others(self, newest: Path) -> None:
+        paths = self._all()
+        place = paths.index(newest)
+        for path in paths[place + 1 :]:
+            path.unlink()
+        for path in paths[: max(0, place + 1 - NUM_KEPT)]:
             step = int(path.stem.removeprefix("step_"))
             if not self.keep_every or step % self.keep_every:
                 path.unlink()

@@ -38,6 +38,10 @@ class StoredPairs(Settings):
         default=False, description="draw the targets from words alone; sources are not read"
     )
 
+    def levels(self, common: int) -> list[int]:
+        """The size levels of its pictures, where all datasets' is `common`."""
+        return [self.size_level_px or common]
+
 
 class MetadataPairs(StoredPairs):
     """A dataset as the released trainer reads it: pictures and one metadata JSON."""
@@ -84,6 +88,11 @@ class EnginePairs(StreamSettings):
         description="draw the targets from words alone; a batch that words cannot say is edited",
     )
 
+    def levels(self, _: int) -> list[int]:
+        """The size levels of its pictures, which are its own."""
+        sides = [size.split("x") for size in self.sizes]
+        return [round(math.sqrt(int(width) * int(height))) for width, height in sides]
+
 
 Dataset = Annotated[
     MetadataPairs | FolderPairs | ShardPairs | EnginePairs, Field(discriminator="kind")
@@ -108,6 +117,29 @@ class PairData(Settings):
         default_factory=lambda: user_cache_path("step1x-edit") / "features",
         description="folder of latents and instruction features; any number of runs may share it",
     )
+
+    @property
+    def heaviest(self) -> tuple[int, int]:
+        """Size level and size of the batches with the most pixels."""
+        found = [
+            (level, dataset.batch_size or self.batch_size)
+            for dataset in self.datasets
+            for level in dataset.levels(self.size_level_px)
+        ]
+        return max(found, key=lambda batch: batch[0] ** 2 * batch[1])
+
+    def at(self, size_level_px: int) -> "PairData":
+        """The same with every picture at one size level."""
+        sizes = {f"{size_level_px}x{size_level_px}": 1.0}
+        datasets = tuple(
+            dataset.model_copy(
+                update={"sizes": sizes}
+                if isinstance(dataset, EnginePairs)
+                else {"size_level_px": None}
+            )
+            for dataset in self.datasets
+        )
+        return self.model_copy(update={"datasets": datasets, "size_level_px": size_level_px})
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> "PairData":

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ from step1x_edit.training.config import DataSettings
 WORKER_NICENESS = 10
 """Added to a worker's: about a tenth of a core while the step has all of them busy."""
 
+NUM_REDRAWN = 20
+"""Batches without a sentence that the model can read, one after the other, that are no accident."""
+
+Draw = Callable[[np.random.Generator, int, int, int], list[Triplet]]
+"""Random source, number and size of a batch, and how often it was drawn before → its triplets."""
 Collate = Callable[[list[Triplet], np.random.Generator], Any]
 
 
@@ -66,18 +72,31 @@ class TripletBatches(IterableDataset[Any]):
         draw = self._drawn if self.settings.shards is None else _Shelf(self.settings.shards).batch
         number += self.first_batch
         while True:
-            rng = np.random.default_rng([self.settings.seed, number, int(self.held_out)])
-            yield self.collate(draw(rng, number, self.batch_size), rng)
+            yield self._collated(draw, number)
             number += stride
 
-    def _drawn(self, rng: np.random.Generator, number: int, batch_size: int) -> list[Triplet]:
-        """Batch `number`, fresh from the engine."""
+    def _collated(self, draw: Draw, number: int) -> Any:
+        """Batch `number`; another one in its place where the model can read nothing of it."""
+        seed = [self.settings.seed, number, int(self.held_out)]
+        for attempt in count():
+            rng = np.random.default_rng([*seed, attempt] if attempt else seed)
+            triplets = draw(rng, number, self.batch_size, attempt)
+            try:
+                return self.collate(triplets, rng)
+            except InvalidRequest:
+                if attempt == NUM_REDRAWN:
+                    raise
+
+    def _drawn(
+        self, rng: np.random.Generator, number: int, batch_size: int, attempt: int
+    ) -> list[Triplet]:
+        """Batch `number`, fresh from the engine; further attempts are of the streams after."""
         sizes = list(self.settings.sizes)
         weights = np.asarray([self.settings.sizes[size] for size in sizes])
         width, height = map(int, str(rng.choice(sizes, p=weights / weights.sum())).split("x"))
         first = number * batch_size
         seeds = [
-            record_seed(self.settings.seed, first + i, held_out=self.held_out)
+            record_seed(self.settings.seed + attempt, first + i, held_out=self.held_out)
             for i in range(batch_size)
         ]
         return [
@@ -105,7 +124,7 @@ class _Shelf:
         self.shares = sizes / sizes.sum()
         self._open = lru_cache(maxsize=4)(lambda path: list(read_parts(path)))
 
-    def batch(self, rng: np.random.Generator, _: int, batch_size: int) -> list[Triplet]:
+    def batch(self, rng: np.random.Generator, _: int, batch_size: int, __: int) -> list[Triplet]:
         path = self.paths[rng.choice(len(self.paths), p=self.shares)]
         records = self._open(path)
         chosen = rng.choice(len(records), batch_size, replace=len(records) < batch_size)
@@ -252,10 +271,13 @@ def _stack(pictures: list[np.ndarray]) -> Tensor:
 
 
 def picture_batches(
-    settings: DataSettings, batch_size: int, *, held_out: bool = False
+    settings: DataSettings, batch_size: int, *, first_batch: int = 0, held_out: bool = False
 ) -> Iterator[Tensor]:
     """Sources and targets of half as many triplets, (batch, 3, height, width) in [-1, 1]."""
-    return batches(TripletBatches(settings, batch_size // 2, _pictures, held_out=held_out))
+    stream = TripletBatches(
+        settings, batch_size // 2, _pictures, first_batch=first_batch, held_out=held_out
+    )
+    return batches(stream)
 
 
 def _pictures(triplets: list[Triplet], _: np.random.Generator) -> Tensor:

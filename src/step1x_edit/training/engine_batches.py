@@ -92,10 +92,11 @@ def engines_of(
     """The engines, each with its share of what those before it leave."""
     engines: list[EngineBatches] = []
     left, place = 1.0, first_batch
-    for dataset in data.datasets:
-        if not isinstance(dataset, EnginePairs):
-            continue
-        share = min(1.0, dataset.share / left)
+    drawn = [dataset for dataset in data.datasets if isinstance(dataset, EnginePairs)]
+    for dataset in drawn:
+        # Where there is nothing else, the last one has the rest, whatever the sums round to.
+        is_rest = dataset is drawn[-1] and len(drawn) == len(data.datasets)
+        share = 1.0 if is_rest else dataset.share / left
         own = replace(collate, text_to_image_share=float(dataset.text_to_image))
         batch_size = dataset.batch_size or data.batch_size
         engines.append(EngineBatches(dataset, share, batch_size, pipeline, own, place))

@@ -259,7 +259,7 @@ def _fill(
         _make_missing(example, pipeline, reader)
         if on_progress is not None:
             on_progress(done, len(own))
-    ranks.highest(0)  # until all have made theirs
+    ranks.wait_for_all()
     return examples
 
 

@@ -17,19 +17,17 @@ from typing import Any
 from uuid import uuid4
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from step1x_edit.errors import Step1XEditError
 from step1x_edit.model.pipeline import Step1XEditPipeline
+from step1x_edit.runtime.disk import fingerprint_of, sample_of
 
 FORMAT = 1
 """Of the entries; another one is another name."""
 UNFINISHED = ".partial"
 ABANDONED_S = 3600
 """A half-written entry that is older was left by a process that was killed."""
-SAMPLED = 4096
-"""Values of each tensor that a network is recognised by."""
 _CHECKSUM = "crc32"
 _LENGTH_BYTES = 8  # of the number before a safetensors header
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -170,9 +168,8 @@ def _identity(module: nn.Module, *settings: str) -> str:
         digest.update(hashlib.sha256(text.encode()).digest())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous().cpu()
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        digest.update(sample_of(tensor))
+    digest.update(fingerprint_of(module).encode())
     return digest.hexdigest()
 
 

@@ -48,7 +48,12 @@ def put_on(transformer: Any, config: LoraRun) -> None:
     _refuse_connector(names, config)
     transformer.requires_grad_(False)
     transformer.add_adapter(
-        LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=names),  # pyright: ignore[reportArgumentType] - alpha may be a fraction
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] - may be a fraction
+            # An expression has to fit as a whole; of a list, "proj_out" is every block's, too.
+            target_modules="|".join(map(re.escape, names)),
+        ),
         adapter_name=ADAPTER,
     )
     draw = torch.Generator().manual_seed(config.seed)
@@ -181,7 +186,7 @@ def describe(
         digest.update(name.encode())
         for matrix in (layer.down, layer.up):
             digest.update(matrix.contiguous().view(torch.uint8).numpy().tobytes())
-    side = config.data.size_level_px
+    side, batch_size = config.data.heaviest
     said = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"step1x-edit-{version}/lora",
@@ -202,7 +207,7 @@ def describe(
         "ss_optimizer": config.optimizer,
         "ss_steps": step,
         "ss_max_train_steps": config.num_steps,
-        "ss_batch_size_per_device": config.data.batch_size,
+        "ss_batch_size_per_device": batch_size,
         "ss_num_train_images": num_examples,
         "ss_gradient_checkpointing": config.gradient_checkpointing,
         "ss_mixed_precision": config.dtype,

@@ -57,8 +57,8 @@ def estimate(
 
     Args:
         plan: The model.
-        config: Its rank, layers, average, batch size and size level count; pictures are square
-            ones of that level, and each has one to edit beside it.
+        config: Its rank, layers, average, samples, and the heaviest batches of its data count;
+            pictures are square ones of that level, and each has one to edit beside it.
         dtype: Compute precision.
         kind: "cuda" for any GPU with memory of its own, "cpu" for whatever runs in main memory.
         weights: Which ways to store them.
@@ -88,19 +88,24 @@ def _ways(
     plan: Blueprint, config: LoraRun, weights: str, dtype: torch.dtype, kind: DeviceKind
 ) -> Iterator[Estimate]:
     """What each way takes, without what is trained and its optimiser."""
-    rows = square_picture(plan, config.data.size_level_px)
+    rows = square_picture(plan, config.data.heaviest[0])
+    sizes_drawn = [sample.size_level_px or plan.size_level_px for sample in config.samples]
     simulated = Simulation(plan, weights, dtype, kind, NUM_RUN)
     counts = _row_lengths(plan)
-    parts: dict[bool, tuple[dict[str, int], int]] = {}
+    parts: dict[bool, _Parts] = {}
     for streamed in (False, True):
         if streamed:
             simulated.stream()
         pipeline = simulated.pipeline()
         reading = simulated.read(pipeline, rows, 1).peaks
+        drawing = 0
+        if sizes_drawn:
+            drawn = square_picture(plan, max(sizes_drawn))
+            drawing = max(simulated.stages(drawn, guided=True).values())
         tuning = Tuning(config, (Editor(pipeline, config.model, ""), lambda: None))
         _forget_values(tuning.transformer, simulated.mode)
         with simulated.mode:
-            parts[streamed] = reading, _step(tuning, counts)
+            parts[streamed] = _Parts(reading, _step(tuning, counts), drawing)
         tuning.transformer.unload_lora()  # the second round puts on its own
     sizes, stays = simulated.bytes, _networks_stay(config, kind)
     # Without checkpointing, blocks that wait are refused.
@@ -116,12 +121,24 @@ def _ways(
         frozen = kept + sizes["vae"].device
         # On a GPU the whole transformer comes when the others have left.
         beside = 0 if kind == "cuda" and offload == "none" else transformer
-        stages = {stage: frozen + beside + peak for stage, peak in parts[language_waits][0].items()}
-        stages["steps"] = transformer + parts[blocks_wait][1] + (frozen if stays else 0)
+        reading = parts[language_waits].reading
+        stages = {stage: frozen + beside + peak for stage, peak in reading.items()}
+        stages["steps"] = transformer + parts[blocks_wait].step + (frozen if stays else 0)
+        if sizes_drawn:  # by then all networks are where they run
+            stages["samples"] = frozen + transformer + parts[blocks_wait].drawing
         if offload == "none" and kind == "cpu":
             stages = {"loading": simulated.loading, **stages}
         waiting = simulated.total if kind == "cuda" and offload != "disk" else 0
         yield Estimate(weights, offload, False, stages, waiting)
+
+
+class _Parts(NamedTuple):
+    """Peaks beside the weights, in bytes."""
+
+    reading: dict[str, int]
+    step: int
+    drawing: int
+    """Of a sample; 0 where there is none."""
 
 
 def _networks_stay(config: LoraRun, kind: DeviceKind) -> bool:
@@ -257,18 +274,18 @@ def random_batch(tuning: Tuning) -> FeatureBatch:
 
     Under `FakeTensorMode` they have no values.
     """
-    data = tuning.config.data
-    width, height = fit_size(*[data.size_level_px] * 3)
+    size_level_px, batch_size = tuning.config.data.heaviest
+    width, height = fit_size(*[size_level_px] * 3)
     grid = (height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN)
     sizes = tuning.transformer.config
-    tokens = torch.randn(2, data.batch_size, grid[0] * grid[1], sizes["in_channels"])
+    tokens = torch.randn(2, batch_size, grid[0] * grid[1], sizes["in_channels"])
     length = tuning.pipeline.instruction.max_length
     return FeatureBatch(
-        names=("any",) * data.batch_size,
+        names=("any",) * batch_size,
         target=tokens[0],
         reference=tokens[1],
         grid=grid,
-        features=torch.randn(data.batch_size, length, sizes["connector_in_channels"]),
-        mask=torch.ones(data.batch_size, length, dtype=torch.bool),
+        features=torch.randn(batch_size, length, sizes["connector_in_channels"]),
+        mask=torch.ones(batch_size, length, dtype=torch.bool),
         changed=torch.ones(tokens.shape[1:3]),
     )

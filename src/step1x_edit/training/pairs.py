@@ -6,6 +6,7 @@ before it loads a model; what it gives back is what `feature_batches` makes batc
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +41,8 @@ from step1x_edit.training.pair_files import (
     look_at_picture,
     look_at_shard,
 )
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
@@ -119,6 +122,8 @@ class _Findings:
     examples: list[Example] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    drawn: dict[str, int] = field(default_factory=dict)
+    """Dataset of edits → examples without a source."""
 
 
 def check(data: PairData, on_progress: Progress | None = None) -> CheckedData:
@@ -147,6 +152,10 @@ def check(data: PairData, on_progress: Progress | None = None) -> CheckedData:
             _check_files(data, place, dataset, found, on_progress)
         if before == (len(found.examples), len(found.problems)):
             found.problems.append(_nothing(data, place, dataset, found))
+    for name, count in found.drawn.items():
+        logger.warning(
+            "%s: %d examples have no ref_image_path: they are drawn from words alone", name, count
+        )
     if found.problems:
         others = len(found.problems) - 1
         more = f" ({others} more problem{'s' * (others > 1)})" if others else ""
@@ -183,6 +192,9 @@ def _check_files(
     seen = dict(zip(paths, _looked(look_at_picture, paths, on_progress), strict=True))
     # Many targets may share a broken source, which is one problem.
     found.problems += [told for told in seen.values() if isinstance(told, str)]
+    num_drawn = sum(entry.source is None for entry in listed)
+    if num_drawn and not dataset.text_to_image:
+        found.drawn[_name_of(data, place)] = num_drawn
     for entry in listed:
         target = seen[entry.target]
         source = seen[entry.source] if entry.source else None

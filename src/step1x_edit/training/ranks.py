@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +27,9 @@ from step1x_edit.runtime.precision import blocks
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=1)
-"""Longest wait for a process that lives: while the first one checks a large set, or saves. One that
-has ended is noticed at once."""
+"""Longest wait for a process that lives, within a step. One that has ended is noticed at once."""
+PATIENCE = timedelta(days=7)
+"""While one does what takes as long as there are data: checks them, fills the cache, saves."""
 FAILED = 1
 _ENDED = (
     "ended by the launcher, which was told to or has seen another process end: the same command "
@@ -174,10 +176,22 @@ def by_first(action: Callable[[], Value]) -> Value:
             outcome = [action()]
         except (OSError, Step1XEditError) as error:
             outcome = [error]
-    dist.broadcast_object_list(outcome, src=0, device=_CPU)
+    dist.broadcast_object_list(outcome, src=0, group=_patient_group(), device=_CPU)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here, however long one takes."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(()), group=_patient_group())
+
+
+@cache
+def _patient_group() -> Any:
+    """All processes once more, which make this together where they first need it."""
+    return dist.new_group(timeout=PATIENCE, backend="gloo")
 
 
 def refuse_several(what: str, instead: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from step1x_edit.errors import InvalidRequest, Step1XEditError
+from step1x_edit.errors import InvalidRequest
 from step1x_edit.model.guidance import prepare_ids, resolution_shift
 from step1x_edit.model.pipeline import Step1XEditPipeline
 from step1x_edit.request import EditRequest
@@ -44,7 +44,7 @@ from step1x_edit.training.objective import add_noise, draw_examples, token_weigh
 from step1x_edit.training.optimizers import build_optimizer, check_optimizer
 from step1x_edit.training.placing import Opened, open_model
 from step1x_edit.training.report import Card, write_card
-from step1x_edit.training.watching import Samples, TensorBoard
+from step1x_edit.training.watching import Samples, TensorBoard, all_of
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +186,15 @@ def _make_trainable(transformer: Any, config: TuningRun) -> None:
     transformer.float().requires_grad_(True)
 
 
+def _refuse_unknown_change(config: TuningRun, data: pairs.CheckedData) -> None:
+    for example in data.examples:
+        if config.changed_weight and example.source is not None and example.mask is None:
+            raise InvalidRequest(
+                f"changed_weight {config.changed_weight:g}: {example.name} has no mask that says "
+                "what the edit changes: set it to 0, or give shards and the data engine alone"
+            )
+
+
 def example_generator(seed: int, step: int, place: int) -> torch.Generator:
     """The source of an example's noise, a function of seed, step and its place in the batch."""
     mixed = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)[0]
@@ -225,6 +234,7 @@ def train(
     requests = Samples.requests(config)
     with stage("looking at the data") as advance:
         data = ranks.by_first(lambda: pairs.check(config.data, advance))
+    _refuse_unknown_change(config, data)
     with alone(config.folder) if ranks.is_first() else nullcontext():
         return _train(config, data, requests, stage, watch)
 
@@ -272,7 +282,7 @@ def _train(
                 len(batch.names),
             ),
             pace=Pace.of(config),
-            watch=_all_of([*watchers, board.after_step]),
+            watch=all_of([*watchers, board.after_step]),
         )
 
     # 5. The result.
@@ -295,18 +305,6 @@ def _begin(config: TuningRun, tuning: Tuning) -> TrainingRun:
         ema_decay=config.ema_decay,
         keep_every=config.keep_every,
     )
-
-
-def _all_of(watchers: list[Watch | None]) -> Watch:
-    def watch(report: StepReport) -> None:
-        for each in watchers:
-            try:
-                if each is not None:
-                    each(report)
-            except (OSError, Step1XEditError) as error:  # a full disk, mostly: not worth the run
-                logger.warning("after step %d: %s", report.step, error)
-
-    return watch
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,25 @@ Called by `tuning`.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from step1x_edit import images
+from step1x_edit.errors import OutOfMemory, Step1XEditError, is_shortage
 from step1x_edit.request import EditRequest
 from step1x_edit.training import ranks
 from step1x_edit.training.config import TuningRun
 from step1x_edit.training.log import StepReport
-from step1x_edit.training.loop import TrainingRun
+from step1x_edit.training.loop import TrainingRun, Watch
 from step1x_edit.training.report import write_page
 
 if TYPE_CHECKING:
     from step1x_edit.training.tuning import Tuning
+
+logger = logging.getLogger(__name__)
 
 
 class TensorBoard:
@@ -27,16 +31,16 @@ class TensorBoard:
 
     Args:
         config: The run's settings.
-        first_step: What was written of later steps is void.
+        step: Done so far; what was written of later ones is void.
     """
 
-    def __init__(self, config: TuningRun, first_step: int) -> None:
+    def __init__(self, config: TuningRun, step: int) -> None:
         self._writer: Any = None
         if config.tensorboard and ranks.is_first() and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = config.folder / "tensorboard"
-            self._writer = SummaryWriter(str(folder), purge_step=first_step)
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -95,3 +99,27 @@ class Samples:
             for number, result in enumerate(results):
                 result.save([folder / f"{number:02d}_step_{report.step:08d}.png"])
             write_page(self.config.folder, self.config.samples)
+
+
+def all_of(watchers: list[Watch | None]) -> Watch:
+    """One after the other; a fault of one is a warning where steps can go on after it."""
+
+    def watch(report: StepReport) -> None:
+        for each in watchers:
+            try:
+                if each is not None:
+                    each(report)
+            except (OSError, MemoryError, RuntimeError, Step1XEditError) as error:
+                if not _spares_the_run(error):
+                    raise
+                logger.warning("after step %d: %s", report.step, error)
+
+    return watch
+
+
+def _spares_the_run(error: Exception) -> bool:
+    """Whether steps can go on after it: a full disk, mostly, or no memory for samples."""
+    if isinstance(error, OutOfMemory) or is_shortage(error):
+        # Of several processes the others would wait for the one that has left their sample.
+        return ranks.world_size() == 1
+    return isinstance(error, OSError | Step1XEditError)
