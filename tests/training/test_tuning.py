@@ -1,6 +1,7 @@
 """LoRA and full runs over tiny models of every release and layout."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from step1x_edit.editor import Editor
-from step1x_edit.errors import InvalidRequest, MissingExtra, Step1XEditError
+from step1x_edit.errors import CheckpointError, InvalidRequest, MissingExtra, Step1XEditError
 from step1x_edit.model.config import RELEASED_TRANSFORMER
 from step1x_edit.model.lora_layouts import read_header
 from step1x_edit.model.transformer import Step1XEditTransformer2DModel
@@ -243,6 +244,21 @@ def test_samples_without_memory_are_a_warning_and_other_faults_are_not(
     assert train(config) is None
     assert "after step 2: CUDA out of memory" in caplog.text
     assert (config.folder / "lora_kohya.safetensors").exists()
+
+
+def test_a_run_does_not_go_on_over_other_weights(tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    assert train(run_of(tmp_path / "run", model, num_steps=1)) is None
+    # Stored in another way they are the same weights.
+    assert train(run_of(tmp_path / "run", model, num_steps=2, weights="int8")) is None
+    transformer = Step1XEditTransformer2DModel.from_pretrained(model / "transformer")
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.mul_(1.01)
+    transformer.save_pretrained(model / "transformer")
+    with pytest.raises(CheckpointError, match=r"run over other weights .*another folder"):
+        train(run_of(tmp_path / "run", model, num_steps=3))
 
 
 def test_samples_out_of_range_are_refused(tiny_model, tmp_path):

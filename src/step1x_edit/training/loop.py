@@ -55,6 +55,8 @@ class TrainingRun:
     """Each optimiser's part of the learning rate; by default all of it."""
     keep_every: int | None = None
     """Steps between checkpoints that are never removed."""
+    began_with: str = ""
+    """Tells which weights are frozen beneath, or were there before the first step; may be empty."""
     step: int = 0
     saved_step: int | None = None
     """Of the newest checkpoint."""
@@ -109,6 +111,7 @@ class TrainingRun:
             "step": self.step,
             "samples_seen": self.samples_seen,
             "rng": torch.get_rng_state(),
+            "began_with": self.began_with,
         }
         state = ranks.gathered(state)  # the same whatever the number of processes
         ranks.by_first(lambda: self._checkpoints.save(self.step, state))
@@ -141,6 +144,12 @@ class TrainingRun:
         saved = self._checkpoints.read_newest(mapped=ranks.world_size() > 1)
         if saved is None:
             return None
+        began_with = saved.get("began_with") or self.began_with  # earlier versions say nothing
+        if began_with != self.began_with:
+            raise CheckpointError(
+                f"{self.folder} holds a run over other weights ({began_with}, not "
+                f"{self.began_with}): give another folder, or the model that it began with"
+            )
         self._load_weights(saved["trained"])
         if self.ema_decay is not None:
             # Earlier versions averaged what was frozen, too.

@@ -304,6 +304,8 @@ def _begin(config: TuningRun, tuning: Tuning) -> TrainingRun:
         decay="cosine" if config.schedule == "cosine" else "linear",
         ema_decay=config.ema_decay,
         keep_every=config.keep_every,
+        # However they are stored.
+        began_with=tuning.editor.model_hash.partition("-")[0],
     )
 
 
