@@ -12,6 +12,8 @@ from PIL import Image, ImageFilter
 
 from step1x_edit.checkpoints.catalog import MINI_FOLDER
 from step1x_edit.datagen.operators import OPERATORS
+from step1x_edit.editor import Editor
+from step1x_edit.request import EditRequest
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,6 +82,17 @@ def test_the_demo_is_grey(tmp_path):
     with Image.open(PHOTOGRAPH) as source:
         assert spread(source) > 20, "grey already"
     assert spread(result) <= MAX_SPREAD
+
+
+@pytest.mark.parametrize("name", ["coffee", "cat", "rocket"])
+def test_no_seed_leaves_a_tint(name):
+    editor = Editor.load()
+    picture = PHOTOGRAPH.with_name(f"{name}.jpg")
+    for words in ("make it black and white", "把照片变成黑白的"):
+        for seed in range(10):
+            (result,) = editor.edit(EditRequest(image=picture, prompt=words, seed=seed)).images
+            pixels = np.asarray(result.convert("RGB"), np.int16)
+            assert np.ptp(pixels, axis=-1).max() <= MAX_SPREAD, (words, seed)
 
 
 def test_a_chinese_instruction_does_the_same(three_megapixels, tmp_path):
